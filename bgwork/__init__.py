@@ -1,0 +1,1 @@
+"""bgwork: a Boltzmann generator workbench with exact likelihoods."""
