@@ -1,0 +1,1 @@
+"""One HTML page from stored records; never samples."""
