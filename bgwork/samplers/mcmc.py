@@ -1,0 +1,264 @@
+"""Markov chain Monte Carlo as samplers: Hamiltonian Monte Carlo and parallel tempering, many chains in one batch.
+
+Their density is UNNORMALISED: log_q = -u up to one constant, so that ratios and averages pass through the same reweighting as
+any other proposal, and log Z is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bgwork.protocols import Target
+from bgwork.records import Cost, Density, Origin, Proposal
+from bgwork.spaces import Space
+
+Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, text: str) -> None:
+    """The progress callback that shows nothing."""
+
+
+@dataclass(kw_only=True)
+class ChainState:
+    """Positions [C, n, d] with the reduced energy [C] and gradient [C, n, d] there."""
+
+    x: Tensor
+    u: Tensor
+    grad: Tensor
+
+    @classmethod
+    def at(cls, target: Target, x: Tensor) -> ChainState:
+        """The state at x.
+
+        Raises:
+            ValueError: if the energy of some start is not finite.
+        """
+        x = target.space.project(x.double())
+        u, grad = target.u_and_grad(x)
+        if not bool(torch.isfinite(u).all()):
+            raise ValueError(f"{int((~torch.isfinite(u)).sum())} of {len(u)} chains start where u is not finite; choose other starts")
+        return cls(x=x, u=u, grad=grad)
+
+
+def hmc_step(target: Target, state: ChainState, beta: Tensor, step: Tensor, leapfrog: int, *, generator: torch.Generator) -> Tensor:
+    """One Hamiltonian Monte Carlo transition of every chain towards exp(-beta u), in place.
+
+        H(x, p) = beta u(x) + |p|^2 / 2, accept with min(1, exp(H - H')), source: Duane et al. 1987; Neal 2011.
+
+    A trajectory that meets a non-finite energy is rejected.
+
+    Args:
+        target: the reduced energy.
+        state: of the chains, changed in place.
+        beta: inverse temperature of each chain, [C].
+        step: leapfrog step of each chain, [C].
+        leapfrog: number of leapfrog steps.
+        generator: of the momenta and acceptances.
+    Returns:
+        acceptance probabilities [C].
+    """
+    h, b = step[:, None, None], beta[:, None, None]
+    momentum = target.space.project(torch.randn(state.x.shape, generator=generator, dtype=torch.float64))
+    kinetic = 0.5 * (momentum * momentum).sum((1, 2))
+    x, grad = state.x, state.grad
+    momentum = momentum - 0.5 * h * b * grad
+    for k in range(leapfrog):
+        x = x + h * momentum
+        u, grad = target.u_and_grad(x)
+        momentum = momentum - (h if k < leapfrog - 1 else 0.5 * h) * b * grad
+    change = beta * (u - state.u) + 0.5 * (momentum * momentum).sum((1, 2)) - kinetic
+    probability = torch.exp(-change.clamp_min(0.0)).nan_to_num(nan=0.0)
+    accept = torch.rand(len(u), generator=generator, dtype=torch.float64) < probability
+    state.u = torch.where(accept, u, state.u)
+    state.x = torch.where(accept[:, None, None], target.space.project(x), state.x)
+    state.grad = torch.where(accept[:, None, None], grad, state.grad)
+    return probability
+
+
+class StepSize:
+    """Step sizes by dual averaging towards a mean acceptance, one per rung of equal temperature.
+
+    Source: Hoffman and Gelman 2014 (NUTS), eqs. 5-6, on the acceptance averaged over the chains of a rung.
+
+    Args:
+        initial: first guess, in the system's length unit.
+        rungs: number of step sizes.
+        acceptance: wanted mean acceptance.
+    """
+
+    def __init__(self, initial: float, *, rungs: int, acceptance: float) -> None:
+        self.acceptance = acceptance
+        self.centre = math.log(10.0 * initial)
+        self.count, self.error = 0, torch.zeros(rungs, dtype=torch.float64)
+        self.log_step = torch.full((rungs,), math.log(initial), dtype=torch.float64)
+        self.log_average = torch.zeros(rungs, dtype=torch.float64)
+
+    def update(self, probability: Tensor) -> None:
+        """Learn from the acceptance probabilities [C, rungs] of one transition."""
+        self.count += 1
+        eta = 1.0 / (self.count + 10.0)
+        self.error = (1.0 - eta) * self.error + eta * (self.acceptance - probability.mean(0))
+        self.log_step = self.centre - math.sqrt(self.count) / 0.05 * self.error
+        weight = self.count**-0.75
+        self.log_average = weight * self.log_step + (1.0 - weight) * self.log_average
+
+    def freeze(self) -> Tensor:
+        """The step sizes [rungs] to sample with: the averaged iterates, or the first guess if there was no burn-in."""
+        return (self.log_average if self.count else self.log_step).exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMC:
+    """Hamiltonian Monte Carlo with many parallel chains; step size adapted in a burn-in that is discarded.
+
+    Args:
+        target: the reduced energy.
+        start: first configurations of the chains, [C, n, d].
+        burn_in: transitions discarded, during which the step size is adapted.
+        thin: transitions between kept configurations.
+        leapfrog: leapfrog steps a transition.
+        step: first guess of the leapfrog step, in the system's length unit.
+        acceptance: wanted mean acceptance.
+        jitter: the step is drawn anew each transition, uniformly within this relative distance, which breaks periodic orbits.
+        system: name that the proposal's origin carries.
+        progress: called as progress(done, total, text).
+    """
+
+    target: Target
+    start: Tensor
+    burn_in: int = 500
+    thin: int = 10
+    leapfrog: int = 10
+    step: float = 0.05
+    acceptance: float = 0.8
+    jitter: float = 0.2
+    system: str = ""
+    progress: Progress = field(default=silent, repr=False)
+
+    @property
+    def space(self) -> Space:
+        return self.target.space
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
+        """n configurations, draw by draw: row k belongs to chain k mod C, and `group` says so.
+
+        Raises:
+            ValueError: if n is not positive or a chain starts where u is not finite.
+        """
+        return ParallelTempering(
+            target=self.target, start=self.start, betas=(1.0,), burn_in=self.burn_in, thin=self.thin, leapfrog=self.leapfrog,
+            step=self.step, acceptance=self.acceptance, jitter=self.jitter, system=self.system, progress=self.progress,
+        ).sample(n, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelTempering:
+    """Replica exchange: HMC at each rung of a temperature ladder, neighbours swapped after every transition.
+
+        swap (a, b) with min(1, exp((beta_a - beta_b)(u_a - u_b))), even and odd pairs in turn
+        source: Geyer 1991; Hukushima and Nemoto 1996
+
+    Only configurations of the first rung (beta = 1) are handed over. One rung is plain HMC.
+
+    Args:
+        target: the reduced energy.
+        start: first configurations of the chains, [C, n, d]; each is copied to all rungs.
+        betas: inverse temperatures, first 1, decreasing.
+        burn_in, thin, leapfrog, step, acceptance, jitter, system, progress: as in `HMC`.
+    """
+
+    target: Target
+    start: Tensor
+    betas: tuple[float, ...] = (1.0, 0.7, 0.45, 0.25)
+    burn_in: int = 500
+    thin: int = 10
+    leapfrog: int = 10
+    step: float = 0.05
+    acceptance: float = 0.8
+    jitter: float = 0.2
+    system: str = ""
+    progress: Progress = field(default=silent, repr=False)
+
+    def __post_init__(self) -> None:
+        falling = all(b < a for a, b in zip(self.betas, self.betas[1:], strict=False))
+        if not self.betas or self.betas[0] != 1.0 or not falling or self.betas[-1] <= 0:
+            raise ValueError(f"betas must start at 1 and decrease towards 0, got {self.betas}")
+        if self.thin < 1 or self.leapfrog < 1 or self.burn_in < 0:
+            raise ValueError(f"thin and leapfrog must be at least 1 and burn_in at least 0, got {self.thin}, {self.leapfrog}, {self.burn_in}")
+
+    @property
+    def space(self) -> Space:
+        return self.target.space
+
+    @property
+    def method(self) -> str:
+        return "hmc" if len(self.betas) == 1 else "parallel-tempering"
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
+        """n configurations of the first rung, draw by draw: row k belongs to chain k mod C, and `group` says so.
+
+        Raises:
+            ValueError: if n is not positive or a chain starts where u is not finite.
+        """
+        if n < 1:
+            raise ValueError(f"the number of samples must be positive, got {n}")
+        began, before = time.perf_counter(), (self.target.n_energy, self.target.n_gradient)
+        chains = len(self.start)
+        draws = -(-n // chains)
+        x, u = self._run(draws, generator)
+        cost = Cost(energy=self.target.n_energy - before[0], gradient=self.target.n_gradient - before[1], seconds=time.perf_counter() - began)
+        return Proposal(
+            x=x.flatten(0, 1)[:n].clone(), log_q=-u.flatten()[:n], space=self.space, density=Density.UNNORMALISED,
+            origin=Origin(method=self.method, system=self.system or self.target.name, seed=generator.initial_seed()), cost=cost,
+            group=torch.arange(chains).repeat(draws)[:n].clone())
+
+    def _run(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Kept configurations [draws, C, n, d] and energies [draws, C] of the first rung."""
+        chains, rungs = len(self.start), len(self.betas)
+        state = ChainState.at(self.target, self.start.repeat_interleave(rungs, 0))
+        sizes = StepSize(self.step, rungs=rungs, acceptance=self.acceptance)
+        kept_x, kept_u = torch.empty(draws, *self.start.shape, dtype=torch.float64), torch.empty(draws, chains, dtype=torch.float64)
+        total = self.burn_in + draws * self.thin
+        for k in range(total):
+            adapting = k < self.burn_in
+            step = sizes.log_step.exp() if adapting else sizes.freeze()
+            probability = self._transition(state, step, parity=k % 2, generator=generator)
+            if adapting:
+                sizes.update(probability)
+            elif (k - self.burn_in + 1) % self.thin == 0:
+                draw = (k - self.burn_in) // self.thin
+                kept_x[draw], kept_u[draw] = state.x[::rungs], state.u[::rungs]
+            text = f"{'burn-in' if adapting else 'sampling'}, step {step[0]:.3g}, acceptance {probability[:, 0].mean():.2f}"
+            self.progress(k + 1, total, text)
+        return kept_x, kept_u
+
+    def _transition(self, state: ChainState, step: Tensor, *, parity: int, generator: torch.Generator) -> Tensor:
+        """One HMC transition of all replicas, then swaps; acceptance probabilities [C, rungs]."""
+        chains, rungs = len(self.start), len(self.betas)
+        beta = torch.tensor(self.betas, dtype=torch.float64).repeat(chains)
+        spread = 1.0 + self.jitter * (2.0 * torch.rand(chains * rungs, generator=generator, dtype=torch.float64) - 1.0)
+        probability = hmc_step(self.target, state, beta, step.repeat(chains) * spread, self.leapfrog, generator=generator)
+        if rungs > 1:
+            self._swap(state, parity=parity, generator=generator)
+        return probability.view(chains, rungs)
+
+    def _swap(self, state: ChainState, *, parity: int, generator: torch.Generator) -> None:
+        """Exchange the configurations of neighbouring rungs (parity, parity + 1), (parity + 2, ...), ..., in place."""
+        chains, rungs = len(self.start), len(self.betas)
+        betas = torch.tensor(self.betas, dtype=torch.float64)
+        lower = torch.arange(parity, rungs - 1, 2)
+        u = state.u.view(chains, rungs)
+        log_ratio = (betas[lower] - betas[lower + 1]) * (u[:, lower] - u[:, lower + 1])
+        swap = torch.rand(log_ratio.shape, generator=generator, dtype=torch.float64).log() < log_ratio
+        source = torch.arange(rungs).repeat(chains, 1)
+        source[:, lower] += swap.long()
+        source[:, lower + 1] -= swap.long()
+        flat = (source + rungs * torch.arange(chains)[:, None]).flatten()
+        state.x, state.u, state.grad = state.x[flat], state.u[flat], state.grad[flat]

@@ -1,0 +1,84 @@
+"""The base of every target: shape checks, float64 results and counted evaluations."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from bgwork.spaces import Space
+
+
+class CountedTarget(abc.ABC):
+    """A reduced energy whose evaluations are counted per configuration.
+
+    Subclasses give `_energy` (and `_energy_and_grad`, if a closed form is quicker than autograd). A call of `u` on a tensor that
+    requires a gradient counts as energy+gradient, because that is what it will cost.
+
+    Args:
+        name: printed with every figure.
+        space: the space of the configurations.
+
+    Attributes:
+        n_energy: single-configuration energy evaluations so far.
+        n_gradient: single-configuration energy+gradient evaluations so far.
+        n_nan: energies so far that came out NaN (a failed evaluation; +inf is not a failure).
+    """
+
+    def __init__(self, name: str, space: Space) -> None:
+        self.name = name
+        self.space = space
+        self.n_energy = 0
+        self.n_gradient = 0
+        self.n_nan = 0
+
+    @abc.abstractmethod
+    def _energy(self, x: Tensor) -> Tensor:
+        """Reduced energy [B] of x [B, n, d] float64, differentiable."""
+
+    def _energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Reduced energy [B] and gradient [B, n, d] of x float64, by autograd unless overridden."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            u = self._energy(leaf)
+            (grad,) = torch.autograd.grad(u.sum(), leaf)
+        return u.detach(), grad
+
+    def u(self, x: Tensor) -> Tensor:
+        """Reduced energy, differentiable with respect to x.
+
+        Args:
+            x: configurations [B, n, d], any real dtype, in the system's length unit.
+        Returns:
+            u [B] float64 in kT; +inf where particles overlap, NaN where the evaluation failed or x holds a NaN.
+        Raises:
+            ValueError: if x does not have the shape of the target's space.
+        """
+        self._check_shape(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            self.n_gradient += len(x)
+        else:
+            self.n_energy += len(x)
+        u = self._energy(x.double())
+        self.n_nan += int(torch.isnan(u.detach()).sum())
+        return u
+
+    def u_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Reduced energy [B] in kT and its gradient [B, n, d] in kT per length unit, both float64 and detached.
+
+        The gradient of an overlapping configuration (u = +inf) is not finite.
+
+        Raises:
+            ValueError: if x does not have the shape of the target's space.
+        """
+        self._check_shape(x)
+        self.n_gradient += len(x)
+        with torch.no_grad():
+            u, grad = self._energy_and_grad(x.detach().double())
+        self.n_nan += int(torch.isnan(u).sum())
+        return u, grad
+
+    def _check_shape(self, x: Tensor) -> None:
+        if x.ndim != 3 or tuple(x.shape[1:]) != (self.space.n, self.space.d):
+            raise ValueError(f"{self.name}: x has shape {tuple(x.shape)}, expected [B, {self.space.n}, {self.space.d}]")
