@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
-PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
 
 .PHONY: demo test lint clean
 demo: $(VENV)/.installed
@@ -21,10 +21,12 @@ $(BIN)/python:
 
 # A stamp newer than the inputs means that what they ask for is installed; the test extra contains the plain installation.
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
+	@echo "Installing into $(VENV) (about a minute)"
 	$(PIP) -e .
 	touch $@
 
 $(VENV)/.installed-test: $(INPUTS) | $(BIN)/python
+	@echo "Installing into $(VENV) with the test extra (about a minute)"
 	$(PIP) -e '.[test]'
 	touch $(VENV)/.installed $@
 

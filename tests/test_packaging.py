@@ -1,0 +1,72 @@
+"""What the project asks for when it is installed: pyproject.toml, environment.yml and constraints.txt say the same."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from rattler import MatchSpec
+
+ROOT = Path(__file__).parent.parent
+CONDA_NAME = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONDA = [spec for spec in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(spec, str)]
+TOP_LEVEL = {"pyproject.toml", "README.md", "environment.yml", "bgwork", "systems", "analysis", "tests", "benchmarks", "Makefile",
+             "LICENSE", "CONTRIBUTING.md", "constraints.txt"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements() -> list[Requirement]:
+    project = PYPROJECT["project"]
+    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    return [Requirement(text) for text in texts]
+
+
+@pytest.mark.parametrize("text", CONDA)
+def test_conda_specs_parse(text):
+    spec = MatchSpec(text)
+    assert spec.name is not None and spec.name.normalized == text.split()[0]
+
+
+def test_conda_and_pip_ask_for_the_same():
+    pip = {CONDA_NAME.get(canonical(r.name), canonical(r.name)): {str(s) for s in r.specifier} for r in requirements()}
+    pip["python"] = set(PYPROJECT["project"]["requires-python"].split(","))
+    pip |= {canonical(r.name): {str(s) for s in r.specifier} for r in map(Requirement, PYPROJECT["build-system"]["requires"])}
+    conda = {name: set(version.split(",")) - {""} for name, _, version in (text.partition(" ") for text in CONDA)}
+    assert conda.pop("pip") == set()
+    assert conda == pip
+
+
+def test_conda_installs_the_package_itself():
+    whole = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert whole["channels"] == ["conda-forge"]
+    assert {"pip": ["-e ."]} in whole["dependencies"]
+
+
+def test_constraints_pin_every_requirement_within_its_range():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pins = {canonical(name): version for name, version in (line.split("==") for line in lines)}
+    assert pins["torch"] == "2.13.0"
+    for requirement in requirements():
+        assert requirement.specifier.contains(pins[canonical(requirement.name)]), requirement
+
+
+def test_only_what_was_agreed_lies_at_the_top():
+    import subprocess
+
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    top = {path.split("/")[0] for path in tracked}
+    assert not {name for name in top - TOP_LEVEL if not name.startswith(".")}
+
+
+def test_entry_point_is_installed():
+    (script,) = metadata.entry_points(group="console_scripts", name="bgwork")
+    assert script.value == "bgwork.cli:main" and callable(script.load())
