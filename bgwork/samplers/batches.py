@@ -1,0 +1,54 @@
+"""What the flow samplers share: checks of what they are handed, and the walk over a large sample in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from bgwork.protocols import Field
+from bgwork.spaces import Space
+
+Progress = Callable[[int, int], None]
+
+
+def check_count(n: int) -> None:
+    """Raise ValueError unless n is a positive integer."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"the number of samples must be a positive integer, got {n!r}")
+
+
+def check_configurations(x: Tensor, space: Space) -> None:
+    """Raise ValueError if x is not a batch [B, n, d] of finite configurations of the space."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"configurations must be a torch.Tensor [B, {space.n}, {space.d}], got {type(x).__name__}")
+    bad = ~torch.isfinite(x).flatten(1).all(1) if x.ndim == 3 else x.new_zeros(1, dtype=torch.bool)
+    if bad.any():
+        rows = bad.nonzero().flatten().tolist()
+        raise ValueError(f"{len(rows)} of {len(x)} configurations hold NaN or infinity (first: row {rows[0]}); remove them first")
+    space.check(x)
+
+
+def check_field(field: Field, space: Space, z: Tensor) -> None:
+    """Raise ValueError if the field is for other particles, or its velocity leaves the space (not mean-free, say).
+
+    Args:
+        z: [B, n, d] a few configurations of the space.
+    """
+    if (field.n, field.d) != (space.n, space.d):
+        raise ValueError(f"the field moves {field.n} particles in {field.d} dimensions, the prior lives on {space}")
+    with torch.no_grad():
+        v = field(torch.tensor(0.5, dtype=z.dtype), z).double()
+    off = (v - space.project(v)).abs().max() / (1 + v.abs().max())
+    if off > 1e-4:
+        raise ValueError(f"the field's velocity leaves {space} (by {off:.2g} of its size); let the field subtract its mean")
+
+
+def in_batches(n: int, batch: int, progress: Progress | None) -> Iterator[slice]:
+    """Slices of at most `batch` rows covering 0..n; progress(done, n) is called as each is finished."""
+    for start in range(0, n, batch):
+        stop = min(start + batch, n)
+        yield slice(start, stop)
+        if progress is not None:
+            progress(stop, n)
