@@ -1,0 +1,211 @@
+"""Weights and the estimates that rest on them: usable on MD data with no network.
+
+Proper weighting is the contract: for every reduced energy u on the proposal's space and every bounded f,
+E[1/N sum_i exp(-u(x_i) - log_q_i) f(x_i)] = Z_u E_pi[f].
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bgwork.error_bars import block_sums, bootstrap, delta_stderr
+from bgwork.protocols import Target
+from bgwork.records import Cost, Density, Estimate, Proposal, WeightedSamples, with_edit
+
+
+def weigh(proposal: Proposal, target: Target, *, accept: Collection[Density] = (), batch: int = 4096) -> WeightedSamples:
+    """Attach reduced energies, and with them the weights log w = -u - log q.
+
+    Rows with a NaN are kept, not evaluated, and weigh nothing (`WeightedSamples.n_failed` counts them).
+
+    Args:
+        proposal: samples with log_q.
+        target: reduced energy on the same space.
+        accept: densities without proper weighting (STOCHASTIC, UNCERTIFIED) to take nevertheless; recorded as an edit.
+        batch: configurations per call of the target.
+    Returns:
+        The weighted samples; energy evaluations and seconds are added to the cost.
+    Raises:
+        ValueError: no samples, another space than the target's, an improper density that is not in `accept`, or an infinite weight.
+    """
+    if len(proposal) == 0:
+        raise ValueError("no samples to weigh (n = 0); draw at least one")
+    if proposal.space != target.space:
+        raise ValueError(f"the samples live on {proposal.space}, the target {target.name} on {target.space}; sample the target's own space")
+    proposal = _admit(proposal, accept)
+    before, start = target.n_energy, time.perf_counter()
+    usable = torch.isfinite(proposal.x).flatten(1).all(1)
+    u = torch.full_like(proposal.log_q, math.nan)
+    with torch.no_grad():
+        for rows in usable.nonzero().flatten().split(batch):
+            u[rows] = target.u(proposal.x[rows])
+    cost = Cost(energy=target.n_energy - before, seconds=time.perf_counter() - start)
+    weighted = WeightedSamples(proposal=replace(proposal, cost=proposal.cost + cost), u=u, target=target.name)
+    _refuse_infinite(weighted)
+    return weighted
+
+
+def normalised_weights(weighted: WeightedSamples) -> Tensor:
+    """Weights p_i = w_i / sum_j w_j, [N], summing to one.
+
+    Raises:
+        ValueError: if there are no samples, all weights are zero, or one is infinite.
+    """
+    _refuse_infinite(weighted)
+    if len(weighted) == 0:
+        raise ValueError("no samples (n = 0): nothing can be estimated; draw at least one")
+    log_w = weighted.log_w
+    if log_w.max() == -math.inf:
+        raise ValueError(f"all {len(weighted)} weights are zero ({weighted.n_failed} rows failed, the others have u = +inf): "
+                         "the samples miss the target altogether; check that they belong to "
+                         f"{weighted.target} and its length unit")
+    return torch.softmax(log_w, 0)
+
+
+def effective_number(weighted: WeightedSamples) -> float:
+    """Kish's effective number of samples, (sum w)^2 / sum w^2 (Kish 1965); it ignores correlation between rows."""
+    return 1.0 / normalised_weights(weighted).square().sum().item()
+
+
+def ess(weighted: WeightedSamples, *, generator: torch.Generator | None = None) -> Estimate:
+    """Reverse effective sample size as a fraction, (sum w)^2 / (N sum w^2), in [0, 1].
+
+    It cannot see a mode that no sample has reached: `forward_ess` can.
+
+    Args:
+        weighted: N samples.
+        generator: for the bootstrap; a fixed seed if None.
+    Returns:
+        The fraction, its bootstrap standard error (over groups where rows are correlated; NaN for a single one), and the number it makes.
+    Raises:
+        ValueError: if no weight is positive.
+    """
+    p = normalised_weights(weighted)
+    sums = block_sums(torch.stack([p, p.square(), torch.ones_like(p)], 1), weighted.proposal.group)
+    replicates = bootstrap(sums, _ess_of_totals, generator=generator)
+    number = effective_number(weighted)
+    return Estimate(value=number / len(p), stderr=replicates.std().item() if len(sums) > 1 else math.nan, n_eff=number)
+
+
+def log_z(weighted: WeightedSamples) -> Estimate:
+    """Absolute log partition function, log Z = log(1/N sum_i w_i), with the delta-method standard error.
+
+    Z refers to the volume of the samples' space, in the system's length unit.
+
+    Raises:
+        ValueError: for UNNORMALISED samples, or if no weight is positive.
+    """
+    if not weighted.proposal.density.normalised:
+        raise ValueError("log Z is unknown for MCMC samples; ratios and averages only")
+    p = normalised_weights(weighted)
+    value = torch.logsumexp(weighted.log_w, 0).item() - math.log(len(p))
+    return Estimate(value=value, stderr=delta_stderr(p - 1 / len(p), weighted.proposal.group), n_eff=effective_number(weighted))
+
+
+def expectation(weighted: WeightedSamples, f: Callable[[Tensor], Tensor]) -> Estimate:
+    """Self-normalised average <f> = sum_i w_i f(x_i) / sum_i w_i.
+
+    stderr by the delta method from w_i (f_i - <f>) / sum w, over groups where rows are correlated. n_eff = Var(f) / stderr^2, the number of
+    independent samples of the target that would give this error bar (NaN for a constant f).
+
+    Args:
+        weighted: N samples.
+        f: maps configurations [B, n, d] to [B]; called once, on the rows of positive weight.
+    Raises:
+        ValueError: if no weight is positive, or f is not finite or of the wrong shape there.
+    """
+    p = normalised_weights(weighted)
+    values = evaluate(f, weighted, p)
+    mean = (p * values).sum().item()
+    stderr = delta_stderr(p * (values - mean), weighted.proposal.group)
+    variance = (p * (values - mean).square()).sum().item()
+    return Estimate(value=mean, stderr=stderr, n_eff=variance / stderr**2 if stderr else math.nan)
+
+
+def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples, p: Tensor) -> Tensor:
+    """f at the rows whose normalised weight p is positive, zero elsewhere (where it does not matter), [N] float64.
+
+    Raises:
+        ValueError: if f is not finite or of the wrong shape.
+    """
+    rows = p > 0
+    with torch.no_grad():
+        values = torch.as_tensor(f(weighted.x[rows])).double()
+    if values.shape != (int(rows.sum()),):
+        raise ValueError(f"f returned shape {tuple(values.shape)} for {int(rows.sum())} configurations; it must return one number for each")
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).sum())
+        raise ValueError(f"f is not finite at {bad} of {len(values)} samples of positive weight: it has no average; define it there")
+    return torch.zeros_like(p).masked_scatter(rows, values)
+
+
+def max_weight(weighted: WeightedSamples) -> float:
+    """Largest single weight as a fraction of their sum."""
+    return normalised_weights(weighted).max().item()
+
+
+def negative_mass(weighted: WeightedSamples) -> Estimate:
+    """Weight of samples at which the executed map reverses orientation, relative to the signed mass: sum_{sign<0} w / sum sign w.
+
+    Where a map folds, sign(det) w stays unbiased for Z (degree one), so Z from plain weights is too large by twice this fraction.
+
+    Raises:
+        ValueError: if the proposal carries no signs, or the signed mass is not positive.
+    """
+    sign = weighted.proposal.sign
+    if sign is None:
+        raise ValueError(f"{weighted.proposal.density.value} samples carry no determinant signs; only the executed map of a flow does")
+    p = normalised_weights(weighted)
+    signed, negative = p * sign, p * (sign < 0)
+    mass = signed.sum().item()
+    if mass <= 0:
+        raise ValueError(f"the signed weight mass is {mass:.3g} of the total: the map folds everywhere; use more steps")
+    value = negative.sum().item() / mass
+    return Estimate(value=value, stderr=delta_stderr((negative - value * signed) / mass, weighted.proposal.group),
+                    n_eff=effective_number(weighted))
+
+
+def resample(weighted: WeightedSamples, n: int, *, generator: torch.Generator) -> WeightedSamples:
+    """n rows drawn with probability proportional to their weights; equal weights afterwards, copies of one row grouped, an edit recorded.
+
+    The result is UNNORMALISED: log Z belongs to the samples before resampling.
+
+    Raises:
+        ValueError: if n < 1, or no weight is positive.
+    """
+    if n < 1:
+        raise ValueError(f"cannot resample {n} rows; ask for at least one")
+    drawn = torch.multinomial(normalised_weights(weighted), n, replacement=True, generator=generator)
+    old, u = weighted.proposal, weighted.u[drawn]
+    proposal = replace(old, x=old.x[drawn], log_q=-u, density=Density.UNNORMALISED, sign=None if old.sign is None else old.sign[drawn],
+                       group=drawn if old.group is None else old.group[drawn])
+    return WeightedSamples(proposal=with_edit(proposal, f"resampled {n} of {len(weighted)} rows"), u=u, target=weighted.target)
+
+
+def _admit(proposal: Proposal, accept: Collection[Density]) -> Proposal:
+    if proposal.density.trusted:
+        return proposal
+    name = proposal.density.value
+    if proposal.density not in accept:
+        raise ValueError(f"{name} samples have no proper weights; sample with an exact density, or pass "
+                         f"accept=[Density.{name.upper()}] and every figure will say so")
+    return with_edit(proposal, f"accepted {name} density")
+
+
+def _refuse_infinite(weighted: WeightedSamples) -> None:
+    infinite = int((weighted.log_w == math.inf).sum())
+    if infinite:
+        raise ValueError(f"{infinite} of {len(weighted)} weights are infinite (u = -inf or log q = -inf); "
+                         "check the target's energy and the density")
+
+
+def _ess_of_totals(totals: Tensor) -> Tensor:
+    """ESS from totals of (w, w^2, 1); a replicate that drew no positive weight has none."""
+    w, square, n = totals.unbind(1)
+    return torch.where(square > 0, w.square() / (n * square).clamp_min(1e-300), 0.0)

@@ -1,0 +1,165 @@
+"""Systems with known answers, for the tests of everything that samples, weighs or estimates.
+
+`GaussianOracle` has closed forms on Euclidean and mean-free space; `LineOracle` is any reduced energy on the line, with log Z, averages and
+exact samples by quadrature; `propose` and `chains` make proposals from them, good ones and deliberately bad ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bgwork.records import Density, Origin, Proposal
+from bgwork.spaces import Euclidean, MeanFree, Space
+
+LINE = Euclidean(n=1, d=1)
+DW4_SPACE = MeanFree(n=4, d=2)
+
+
+class _Counted:
+    """The counting half of the Target protocol, written here again so that the oracles share no code with what they test."""
+
+    n_energy = 0
+    n_gradient = 0
+
+    def u(self, x: Tensor) -> Tensor:
+        self.n_energy += len(x)
+        return self.energy(x.double())
+
+    def u_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.n_gradient += len(x)
+        leaf = x.detach().double().requires_grad_()
+        u = self.energy(leaf)
+        return u.detach(), torch.autograd.grad(u.sum(), leaf)[0]
+
+
+@dataclass
+class GaussianOracle(_Counted):
+    """u = |x|^2 / 2 std^2 + offset, so that log Z = dim/2 log(2 pi std^2) - offset; also its own exact sampler and density (a Prior)."""
+
+    space: Space = DW4_SPACE
+    std: float = 1.0
+    offset: float = 0.0
+    name: str = "gaussian-oracle"
+
+    def energy(self, x: Tensor) -> Tensor:
+        return x.square().sum((1, 2)) / (2 * self.std**2) + self.offset
+
+    @property
+    def log_z(self) -> float:
+        return self.space.dim / 2 * math.log(2 * math.pi * self.std**2) - self.offset
+
+    @property
+    def mean_square(self) -> float:
+        """<|x|^2> = dim std^2."""
+        return self.space.dim * self.std**2
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        return self.std * self.space.project(torch.randn(n, self.space.n, self.space.d, generator=generator, dtype=torch.float64))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -self.energy(x) - self.log_z
+
+    def ess_from(self, std: float) -> float:
+        """ESS fraction (reverse = forward) of the proposal N(0, std^2), a = (std/self.std)^2: (sqrt(2a - 1) / a)^dim, 0 if a <= 1/2."""
+        a = (std / self.std) ** 2
+        return (math.sqrt(2 * a - 1) / a) ** self.space.dim if a > 0.5 else 0.0
+
+
+@dataclass
+class LineOracle(_Counted):
+    """A reduced energy of one particle on the line; every answer by quadrature on a fine grid of [-reach, reach]."""
+
+    energy_1d: Callable[[Tensor], Tensor]
+    reach: float = 12.0
+    name: str = "line-oracle"
+    space: Space = field(default=LINE, init=False)
+
+    def __post_init__(self) -> None:
+        self.grid = torch.linspace(-self.reach, self.reach, 200_001, dtype=torch.float64)
+        self._mass = torch.exp(-self.energy_1d(self.grid))
+        self._step = (self.grid[1] - self.grid[0]).item()
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.energy_1d(x[:, 0, 0])
+
+    @property
+    def log_z(self) -> float:
+        return math.log(self._mass.sum().item() * self._step)
+
+    def average(self, f: Callable[[Tensor], Tensor]) -> float:
+        """<f>, f taking configurations [B, 1, 1]."""
+        return ((f(self.grid[:, None, None]).double() * self._mass).sum() / self._mass.sum()).item()
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """Exact draws by inverting the cumulative distribution, linear between grid points 1e-4 apart."""
+        cumulative = torch.cumsum((self._mass[1:] + self._mass[:-1]) / 2, 0)
+        cumulative = torch.cat([cumulative.new_zeros(1), cumulative]) / cumulative[-1]
+        quantile = torch.rand(n, generator=generator, dtype=torch.float64)
+        right = torch.searchsorted(cumulative, quantile).clamp(1, len(self.grid) - 1)
+        part = (quantile - cumulative[right - 1]) / (cumulative[right] - cumulative[right - 1]).clamp_min(1e-300)
+        return (self.grid[right - 1] + self._step * part)[:, None, None]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -self.energy(x) - self.log_z
+
+
+def double_well() -> LineOracle:
+    """u = (x^2 - 4)^2 / 4 + x / 4: two unequal wells near x = -2 and x = 2, barrier 4 kT."""
+    return LineOracle(lambda x: (x.square() - 4).square() / 4 + x / 4, name="double-well-oracle")
+
+
+def gaussian_mixture() -> LineOracle:
+    """-log of 0.7 N(-5, 1) + 0.3 N(5, 1), normalised, so that log Z = 0."""
+    means, weights = torch.tensor([-5.0, 5.0], dtype=torch.float64), torch.tensor([0.7, 0.3], dtype=torch.float64)
+
+    def energy(x: Tensor) -> Tensor:
+        return -torch.logsumexp(weights.log() - (x[:, None] - means).square() / 2 - 0.5 * math.log(2 * math.pi), 1)
+
+    return LineOracle(energy, name="mixture-oracle")
+
+
+
+@dataclass
+class MissingMode:
+    """A proposal that knows only the left mode of `gaussian_mixture`, N(-5, 1): reverse ESS 1, 30 % of the target unseen."""
+
+    space: Space = LINE
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, 1, 1, generator=generator, dtype=torch.float64) - 5
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -(x[:, 0, 0] + 5).square() / 2 - 0.5 * math.log(2 * math.pi)
+
+
+def propose(source: object, n: int, *, seed: int, density: Density = Density.EXACT) -> Proposal:
+    """n independent samples of anything with `space`, `sample` and `log_prob`, as a Proposal."""
+    x = source.sample(n, generator=torch.Generator().manual_seed(seed))
+    origin = Origin(method=type(source).__name__, system="oracle", seed=seed)
+    return Proposal(x=x, log_q=source.log_prob(x), space=source.space, density=density, origin=origin)
+
+
+def chains(target: GaussianOracle, n_chains: int, length: int, *, memory: float, seed: int) -> Proposal:
+    """Stationary AR(1) chains of a Gaussian oracle, x' = memory x + sqrt(1 - memory^2) noise, as UNNORMALISED samples grouped by chain.
+
+    The integrated autocorrelation time of x is (1 + memory) / (1 - memory), of |x|^2 (1 + memory^2) / (1 - memory^2).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = [target.sample(n_chains, generator=generator)]
+    for _ in range(length - 1):
+        x.append(memory * x[-1] + math.sqrt(1 - memory**2) * target.sample(n_chains, generator=generator))
+    x = torch.stack(x, 1).flatten(0, 1)
+    group = torch.arange(n_chains).repeat_interleave(length)
+    origin = Origin(method="AR(1)", system="oracle", seed=seed)
+    return Proposal(x=x, log_q=-target.energy(x), space=target.space, density=Density.UNNORMALISED, origin=origin, group=group)
+
+
+def binomial_bounds(n: int, p: float, z: float = 4.0) -> tuple[float, float]:
+    """Bounds that the number of successes among n trials of probability p leaves with probability below 1e-4 (z = 4)."""
+    spread = z * math.sqrt(n * p * (1 - p))
+    return n * p - spread, n * p + spread
