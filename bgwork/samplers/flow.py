@@ -35,7 +35,7 @@ class Pushed:
         log_det: sum_k log|det DT_k| [B].
         sign: product of the determinants' signs [B].
         folded: [B] bool, some det DT_k is zero, negative or not finite.
-        smallest_singular: [S] smallest singular value over the steps, for the S rows inspected.
+        smallest_singular: smallest singular value over the steps [B] (svdvals of 39 x 39: 0.1 ms, against about 2 ms for the Jacobian).
     """
 
     x: Tensor
@@ -56,7 +56,7 @@ class Flow:
         grid: integrator and steps.
         batch: configurations in memory at once; results do not depend on it beyond the field's round-off.
         round_trip: held-out target configurations [M, n, d] for the certificate; without it, own samples make the trip.
-        n_inspect: own samples sent on the round trip, and samples whose singular values are computed.
+        n_round_trip: own samples sent on it; 0 saves their cost, and leaves the density UNCERTIFIED.
         tolerance: distance, in the system's length unit, within which a round trip must return.
         on_batch: called with (done, total) after each batch.
 
@@ -76,7 +76,7 @@ class Flow:
     grid: Grid = Grid()
     batch: int = 64
     round_trip: Tensor | None = None
-    n_inspect: int = 64
+    n_round_trip: int = 64
     tolerance: float = 1e-3
     on_batch: Progress | None = None
 
@@ -104,7 +104,7 @@ class Flow:
         check_count(n)
         started = time.perf_counter()
         z = self.prior.sample(n, generator=generator)
-        check_field(self.field, self.space, z[: self.n_inspect or 1])
+        check_field(self.field, self.space, z[:16])
         pushed = self._push_all(z)
         certificate, cost = self._certify(z, pushed)
         evaluations = n * self.grid.evaluations
@@ -116,21 +116,21 @@ class Flow:
             cost=replace(cost, seconds=time.perf_counter() - started), note=describe(self.grid, certificate))
 
     @torch.no_grad()
-    def push(self, z: Tensor, *, n_inspect: int = 0) -> Pushed:
-        """T(z) with its determinants, one batch; singular values for the first `n_inspect` rows.
+    def push(self, z: Tensor) -> Pushed:
+        """T(z) with its determinants, in one batch.
 
         Args:
             z: [B, n, d] float64.
         """
         x, tableau = z, self.grid.tableau
         log_det, sign, folded = z.new_zeros(len(z)), z.new_ones(len(z)), torch.zeros(len(z), dtype=torch.bool)
-        smallest = z.new_full((min(n_inspect, len(z)),), torch.inf)
+        smallest = z.new_full((len(z),), torch.inf)
         for t, h in self.grid.intervals:
             x, jacobian = step_with_jacobian(self.field, tableau, t, h, x)
             step_sign, step_log_det = torch.linalg.slogdet(jacobian)
             log_det, sign = log_det + step_log_det, sign * step_sign
             folded |= ~((step_sign > 0) & torch.isfinite(step_log_det))
-            smallest = torch.minimum(smallest, smallest_singular_value(jacobian[: len(smallest)]))
+            smallest = torch.minimum(smallest, smallest_singular_value(jacobian))
         return Pushed(x=x, log_det=log_det, sign=sign, folded=folded, smallest_singular=smallest)
 
     @torch.no_grad()
@@ -165,8 +165,11 @@ class Flow:
             ValueError: as `log_prob`.
         """
         check_configurations(x, self.space)
+        return self._invert(x.double(), self.on_batch)
+
+    def _invert(self, x: Tensor, progress: Progress | None = None) -> Inversion:
         started = time.perf_counter()
-        parts = [self._invert_batch(x[rows].double()) for rows in in_batches(len(x), self.batch, self.on_batch)]
+        parts = [self._invert_batch(x[rows]) for rows in in_batches(len(x), self.batch, progress)]
         z, log_prob, iterations, error = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else empty_inversion(x)
         forward, newton = 2 * len(x) * self.grid.evaluations, int(iterations.sum()) * self.grid.tableau.stages
         cost = Cost(network=forward + newton, jacobian=newton, seconds=time.perf_counter() - started)
@@ -196,30 +199,27 @@ class Flow:
         return preimage, log_prob, iterations, error
 
     def _push_all(self, z: Tensor) -> Pushed:
-        parts = []
-        for rows in in_batches(len(z), self.batch, self.on_batch):
-            parts.append(self.push(z[rows], n_inspect=self.n_inspect - rows.start if rows.start < self.n_inspect else 0))
+        parts = [self.push(z[rows]) for rows in in_batches(len(z), self.batch, self.on_batch)]
         return Pushed(**{name: torch.cat([getattr(part, name) for part in parts]) for name in Pushed.__dataclass_fields__})
 
     def _certify(self, z: Tensor, pushed: Pushed) -> tuple[Certificate, Cost]:
         """Certificate and the cost of its round trip."""
         if self.round_trip is None:
-            kind, trip = "samples", self._own_round_trip(z[: self.n_inspect], pushed.x[: self.n_inspect])
+            kind, trip = "samples", self._own_round_trip(z[: self.n_round_trip], pushed.x[: self.n_round_trip])
         else:
-            inversion = replace(self, on_batch=None).invert(self.round_trip)
+            inversion = self._invert(self.round_trip.double())
             kind, trip = "reference", (inversion.error, inversion.cost)
         error, cost = trip
-        returned = error <= self.tolerance
-        inspected = pushed.smallest_singular
+        returned, singular = error <= self.tolerance, pushed.smallest_singular[~pushed.smallest_singular.isnan()]
         return Certificate(
             n=len(z), n_negative=int(pushed.folded.sum()), n_round_trip=len(error), n_round_trip_failed=int((~returned).sum()),
-            smallest_singular=float(inspected.min()) if len(inspected) else torch.nan, round_trip_of=kind if len(error) else "none",
+            smallest_singular=float(singular.min()) if len(singular) else torch.nan, round_trip_of=kind if len(error) else "none",
             round_trip_error=float(error[returned].max()) if returned.any() else torch.nan, tolerance=self.tolerance), cost
 
     def _own_round_trip(self, z: Tensor, x: Tensor) -> tuple[Tensor, Cost]:
         """Distance between z and T^-1(T(z)): another preimage is as much a failure as none. NaN for rows that diverged."""
         error, finite = z.new_full((len(z),), torch.nan), torch.isfinite(x).flatten(1).all(1)
-        inversion = replace(self, on_batch=None).invert(x[finite])
+        inversion = self._invert(x[finite])
         error[finite] = (inversion.z - z[finite]).abs().amax((1, 2))
         return error, inversion.cost
 
@@ -241,6 +241,6 @@ def describe(grid: Grid, certificate: Certificate) -> str:
     """One sentence on the map and its certificate."""
     back = certificate.n_round_trip - certificate.n_round_trip_failed
     return (
-        f"executed map, {grid.integrator} with {grid.steps} steps: {certificate.n_negative} of {certificate.n} samples with a determinant <= 0; "
-        f"round trip of {certificate.round_trip_of}: {back} of {certificate.n_round_trip} returned, "
+        f"executed map, {grid.integrator} with {grid.steps} steps: {certificate.n_negative} of {certificate.n} samples with a "
+        f"determinant <= 0; round trip of {certificate.round_trip_of}: {back} of {certificate.n_round_trip} returned, "
         f"largest error {certificate.round_trip_error:.1e}, tolerance {certificate.tolerance:.0e}")
