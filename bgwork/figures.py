@@ -1,0 +1,220 @@
+"""The report's pictures, each drawn from stored records; nothing is sampled and no energy evaluated here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+from torch import Tensor
+
+from bgwork.error_bars import delta_stderr
+from bgwork.observables import pair_distances
+from bgwork.records import Estimate, WeightedSamples
+from bgwork.reweighting import ess, log_z, normalised_weights
+
+REFERENCE, WEIGHTED, RAW, WARNING = "#222222", "#0b6cb8", "#e08214", "#b2182b"
+STYLE = {
+    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e8e8e8", "legend.frameon": False, "figure.constrained_layout.use": True,
+    "savefig.dpi": 130,
+}
+BINS = 50
+FAINT = -20.0  # log w / <w> below which a weight is only counted in the picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Normalised density per bin with its standard error, both [bins]."""
+
+    edges: np.ndarray
+    density: np.ndarray
+    stderr: np.ndarray
+
+
+def histogram(values: Tensor, p: Tensor, edges: np.ndarray, group: Tensor | None) -> Histogram:
+    """Weighted density of one or several values per sample, with the delta-method error of each bin.
+
+    Args:
+        values: [N] or [N, k]; the k values of a sample share its weight.
+        p: [N] normalised weights.
+        edges: [bins + 1], increasing.
+        group: [N] labels of correlated rows, or None.
+    """
+    rows = values.reshape(len(p), -1)
+    bins = len(edges) - 1
+    index = torch.bucketize(rows.contiguous(), torch.from_numpy(edges), right=True) - 1
+    inside = (index >= 0) & (index < bins)
+    flat = (torch.arange(len(p))[:, None] * bins + index)[inside]
+    share = torch.bincount(flat, minlength=len(p) * bins).view(len(p), bins).double() / rows.shape[1]
+    mass = p @ share
+    stderr = [delta_stderr(p * (share[:, k] - mass[k]), group) for k in range(bins)]
+    width = np.diff(edges)
+    return Histogram(edges=edges, density=mass.numpy() / width, stderr=np.array(stderr) / width)
+
+
+def energies(weighted: WeightedSamples, reference: WeightedSamples | None) -> Figure:
+    """Energy histogram, raw and reweighted, against the reference."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8))
+        _compare(figure, weighted, reference, lambda samples: samples.u[:, None], ("reduced energy u  [kT]",))
+        figure.axes[0].set_title("Energy")
+    return figure
+
+
+def geometry(weighted: WeightedSamples, reference: WeightedSamples | None, *, length_unit: str) -> Figure:
+    """Pair distances, raw and reweighted, against the reference; for one particle, its coordinates."""
+    space = weighted.proposal.space
+    with mpl.rc_context(STYLE):
+        if space.n > 1:
+            figure = Figure(figsize=(6.4, 3.8))
+            _compare(figure, weighted, reference, lambda samples: pair_distances(samples.x)[:, :, None], (f"distance  [{length_unit}]",))
+            figure.axes[0].set_title("Pair distances")
+        else:
+            figure = Figure(figsize=(3.4 * space.d, 3.6))
+            names = tuple(f"$x_{k + 1}$  [{length_unit}]" for k in range(space.d))
+            _compare(figure, weighted, reference, lambda samples: samples.x, names)
+            figure.axes[0].set_title("Coordinates")
+    return figure
+
+
+def _compare(figure: Figure, weighted: WeightedSamples, reference: WeightedSamples | None, values: Callable[[WeightedSamples], Tensor],
+             names: Sequence[str]) -> None:
+    """One panel for each last index of `values` ([N, ..., panels])."""
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    ours, theirs = _finite(weighted), reference and _finite(reference)
+    for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        own = values(ours)[..., k]
+        other = values(theirs)[..., k] if theirs else own
+        edges = _edges(own, other)
+        uniform = torch.full((len(ours),), 1 / len(weighted), dtype=torch.float64)
+        raw = histogram(own, uniform, edges, ours.proposal.group)
+        axes.stairs(raw.density, edges, color=RAW, lw=1.2, label="generated, raw")
+        tops = [raw.density.max()]
+        if theirs:
+            curve = histogram(other, normalised_weights(theirs), edges, theirs.proposal.group)
+            axes.stairs(curve.density, edges, color=REFERENCE, lw=1.4, label="reference")
+            tops.append(curve.density.max())
+        beyond = 1 - float((raw.density * np.diff(edges)).sum())
+        axes.set_title(f"{beyond:.1%} of the raw samples lie outside", fontsize=8, loc="right", color="#777777")
+        best = histogram(own, normalised_weights(ours), edges, ours.proposal.group)
+        centre = 0.5 * (edges[1:] + edges[:-1])
+        axes.errorbar(centre, best.density, best.stderr, fmt=".", ms=3.5, lw=1, color=WEIGHTED, label="reweighted (1 stderr)")
+        axes.set(xlabel=name, xlim=(edges[0], edges[-1]), ylim=(0, 1.15 * max(*tops, best.density.max())))
+    panels[0].set_ylabel("density")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+
+
+def _finite(samples: WeightedSamples) -> WeightedSamples:
+    """The rows whose energy can be drawn (failed rows and overlaps weigh nothing)."""
+    return select(samples, torch.isfinite(samples.u) & ~samples.failed)
+
+
+def select(samples: WeightedSamples, rows: Tensor | slice) -> WeightedSamples:
+    """Some rows of the samples, by a mask or a slice."""
+    old = samples.proposal
+    columns = {name: getattr(old, name)[rows] for name in ("x", "log_q", "group", "sign") if getattr(old, name) is not None}
+    return replace(samples, proposal=replace(old, **columns), u=samples.u[rows])
+
+
+def _edges(own: Tensor, other: Tensor) -> np.ndarray:
+    """Bins over the reference and the bulk of the samples near it; a poor generator's outliers would leave no bin for the rest."""
+    low, high = np.quantile(other, (0.001, 0.999))
+    reach = max(high - low, 1e-9 * (1 + abs(high)))
+    low = max(min(np.quantile(own, 0.005), low), low - reach)
+    high = min(max(np.quantile(own, 0.98), high), high + reach)
+    return np.linspace(low, high, BINS + 1)
+
+
+def weights(weighted: WeightedSamples, *, pareto_k: float, limit: float) -> Figure:
+    """Distribution of the log-weights, and the survival function of the largest with its Pareto fit."""
+    log_w = weighted.log_w
+    relative = log_w - (torch.logsumexp(log_w, 0) - math.log(len(log_w)))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 3.6))
+        left, right = figure.subplots(1, 2)
+        shown = relative[relative > FAINT]
+        left.hist(shown, bins=BINS, color=WEIGHTED, alpha=0.85)
+        left.axvline(0, color=REFERENCE, lw=1)
+        left.set_title(f"{len(relative) - len(shown)} below {FAINT:g} or zero", fontsize=8, loc="right", color="#777777")
+        left.set(title="Log-weights", xlabel=r"$\log\, w/\langle w\rangle$", ylabel="samples", yscale="log")
+        _draw_tail(right, relative.exp(), pareto_k, limit)
+    return figure
+
+
+def _draw_tail(axes: mpl.axes.Axes, w: Tensor, k: float, limit: float) -> None:
+    n = len(w)
+    ordered = np.sort(w.numpy())[::-1]
+    survival = np.arange(1, n + 1) / n
+    length = min(math.ceil(min(n / 5, 3 * math.sqrt(n))), n - 1)
+    axes.plot(ordered, survival, ".", ms=3, color=WEIGHTED, label="weights")
+    if math.isfinite(k):
+        cutoff = ordered[length]
+        excess = ordered[:length] - cutoff
+        excess = excess[excess > 0]
+        _, _, scale = stats.genpareto.fit(excess, f0=k, floc=0)
+        grid = np.geomspace(max(excess.min(), 1e-6 * scale), excess.max(), 200)
+        axes.plot(cutoff + grid, len(excess) / n * stats.genpareto.sf(grid, k, scale=scale), color=WARNING if k > limit else REFERENCE,
+                  lw=1.4, label=f"Pareto tail, k = {k:.2f} (limit {limit:.2f})")
+    axes.set(title="Largest weights", xlabel=r"$w/\langle w\rangle$", ylabel=r"fraction of samples above", xscale="log", yscale="log",
+             xlim=(max(ordered[-1], 1e-3), 2 * ordered[0]), ylim=(0.5 / n, 1.5))
+    axes.legend(loc="lower left", fontsize=9)
+
+
+def growth(weighted: WeightedSamples) -> Figure:
+    """ESS and, where the density is normalised, log Z of the first N samples as N grows, with one standard error."""
+    sizes = np.unique(np.geomspace(min(50, len(weighted)), len(weighted), 16).astype(int))
+    heads = [select(weighted, slice(int(n))) for n in sizes]
+    curves = [("effective sample size / N", [ess(head) for head in heads])]
+    if weighted.proposal.density.normalised:
+        curves.append((r"$\log Z$", [log_z(head) for head in heads]))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * len(curves), 3.4))
+        for axes, (name, estimates) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+            value, stderr = np.array([(e.value, e.stderr) for e in estimates]).T
+            axes.fill_between(sizes, value - stderr, value + stderr, color=WEIGHTED, alpha=0.2, lw=0)
+            axes.plot(sizes, value, ".-", color=WEIGHTED)
+            axes.axhline(value[-1], color=REFERENCE, lw=0.8, ls=":")
+            axes.set(title=name, xlabel="samples N", xscale="log")
+        figure.axes[0].set_ylim(0, 1.05)
+    return figure
+
+
+def populations(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> Figure:
+    """Populations of basins with one standard error, beside the reference where there is one."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 1.7 + 0.45 * len(ours)))
+        axes = figure.subplots()
+        for shift, estimates, colour, label in ((-0.14, theirs, REFERENCE, "reference"), (0.14, ours, WEIGHTED, "reweighted (1 stderr)")):
+            shown = [(row + shift, estimates[name]) for row, name in enumerate(ours) if name in estimates]
+            axes.errorbar([e.value for _, e in shown], [row for row, _ in shown], xerr=[e.stderr for _, e in shown], fmt="o", ms=5,
+                          capsize=3, color=colour, label=label)
+        axes.set(yticks=range(len(ours)), yticklabels=list(ours), ylim=(len(ours) - 0.4, -0.6), xlim=(0, None), xlabel="population",
+                 title="Basins")
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def deviations(z: Mapping[str, float]) -> Figure:
+    """How far each average lies from its reference, in combined standard errors; beyond four is a failure."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 1.2 + 0.4 * len(z)))
+        axes = figure.subplots()
+        value = np.array(list(z.values()))
+        reach = max(5.0, 1.15 * np.abs(value).max())
+        axes.axvspan(-1, 1, color="#f0f0f0", lw=0)
+        for limit in (-4, 4):
+            axes.axvline(limit, color=WARNING, lw=1, ls="--")
+        rows = np.arange(len(z))
+        axes.hlines(rows, 0, value, color="#999999", lw=1)
+        axes.scatter(value, rows, color=[WARNING if abs(v) >= 4 else WEIGHTED for v in value], zorder=3)
+        axes.set(yticks=rows, yticklabels=list(z), ylim=(len(z) - 0.4, -0.6), xlim=(-reach, reach), title="Against the reference",
+                 xlabel="difference in combined standard errors")
+    return figure
