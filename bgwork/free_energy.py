@@ -1,0 +1,218 @@
+"""Free energies in kT: absolute by BAR and MBAR with the generator as a state of known f = 0, between basins, and along a coordinate."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bgwork.error_bars import block_sums, delta_stderr
+from bgwork.records import Estimate, WeightedSamples
+from bgwork.reweighting import effective_number, evaluate, normalised_weights
+
+MIN_SHARED = 1.0  # sum over samples of p(1-p), p the chance that a sample came from the other state: below one, nothing links the two
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """F(s) = -log p(s) in kT, p the normalised density of a coordinate s averaged over each bin.
+
+    Attributes:
+        edges: [K+1] bin edges.
+        value: [K] free energy; +inf in bins without weight.
+        stderr: [K] standard error; NaN in bins without weight.
+        outside: fraction of the weight beyond the edges (it stays in the normalisation).
+    """
+
+    edges: Tensor
+    value: Tensor
+    stderr: Tensor
+    outside: float
+
+
+def mbar(u: Tensor, counts: Sequence[int], *, group: Tensor | None = None) -> tuple[Estimate, ...]:
+    """log Z of every state from samples pooled over all of them (MBAR; Shirts & Chodera 2008, equation 11).
+
+    State 0 has log Z = 0: put the generator there, u_0 = -log q, and the others come out absolute. Values from pymbar; standard errors from
+    the sandwich of the reversed logistic regression that MBAR solves (Geyer 1994), because pymbar's assume independent rows.
+
+    Args:
+        u: [K, N] reduced energy of each pooled sample in each state; +inf is a zero weight.
+        counts: rows drawn from each state, in the order of the states; all positive.
+        group: [N] labels of correlated rows, or None.
+    Returns:
+        K estimates of log Z_k; the first is 0 +- 0.
+    Raises:
+        ValueError: if shapes and counts disagree, a state has no samples, u holds NaN or a sample no state can produce, or the states do not overlap.
+    """
+    _check_mbar(u, counts)
+    f = _solve_mbar(u, counts)
+    log_share = torch.log(torch.tensor(counts, dtype=torch.float64))[:, None] + f[:, None] - u
+    share = torch.softmax(log_share, 0)
+    covariance = _mbar_covariance(share, counts, group)
+    n_eff = [1 / torch.softmax(-u_k - torch.logsumexp(log_share, 0), 0).square().sum().item() for u_k in u]
+    first = Estimate(value=0.0, stderr=0.0, n_eff=n_eff[0])
+    return (first, *(Estimate(value=-f[k].item(), stderr=math.sqrt(covariance[k - 1, k - 1]), n_eff=n_eff[k]) for k in range(1, len(f))))
+
+
+def log_z_bar(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_reference: Tensor, *, group: Tensor | None = None) -> Estimate:
+    """log Z by the Bennett acceptance ratio between the generator's samples and reference samples of the target (Bennett 1976).
+
+    It stays right where the generator misses a mode, as long as the two sets overlap; comparing it with `log_z` shows the miss.
+
+    Args:
+        weighted: samples of the generator.
+        log_q_at_reference: [M] the generator's normalised log-density at the reference samples; -inf where it cannot produce them.
+        u_at_reference: [M] reduced energies of the reference samples.
+        group: [M] chains of the reference samples, or None if they are independent.
+    Raises:
+        ValueError: UNNORMALISED samples, no or not-finite reference samples, or no overlap at all.
+    """
+    _check_reference(weighted, log_q_at_reference, u_at_reference)
+    normalised_weights(weighted)
+    log_q = torch.where(weighted.failed, 0.0, weighted.proposal.log_q)
+    u_own = torch.where(weighted.failed, math.inf, weighted.u)
+    u = torch.stack([-torch.cat([log_q, log_q_at_reference]), torch.cat([u_own, u_at_reference])])
+    return mbar(u, (len(weighted), len(u_at_reference)), group=_joint_group(weighted, group, len(u_at_reference)))[1]
+
+
+def forward_ess(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_reference: Tensor, *, group: Tensor | None = None) -> Estimate:
+    """ESS as the target sees it, Z / E_pi[w]: a mode that the generator misses has huge weights there, and the fraction goes to zero.
+
+    E_pi[w] is the mean weight of reference samples, Z comes from BAR.
+
+    Args:
+        weighted: samples of the generator.
+        log_q_at_reference: [M] the generator's normalised log-density at the reference samples; -inf where it cannot produce them.
+        u_at_reference: [M] reduced energies of the reference samples.
+        group: [M] chains of the reference samples, or None if they are independent.
+    Returns:
+        The fraction with its standard error, and n_eff = fraction x number of generated samples.
+    Raises:
+        ValueError: as `log_z_bar`.
+    """
+    log_z = log_z_bar(weighted, log_q_at_reference, u_at_reference, group=group)
+    log_w = -u_at_reference - log_q_at_reference
+    if (log_w == math.inf).any():
+        return Estimate(value=0.0, stderr=0.0, n_eff=0.0)
+    share = torch.softmax(log_w, 0)
+    log_mean = torch.logsumexp(log_w, 0).item() - math.log(len(log_w))
+    value = math.exp(log_z.value - log_mean)
+    relative = math.hypot(log_z.stderr, delta_stderr(share - 1 / len(share), group))
+    return Estimate(value=value, stderr=value * relative, n_eff=value * len(weighted))
+
+
+def free_energy_difference(weighted: WeightedSamples, in_a: Callable[[Tensor], Tensor], in_b: Callable[[Tensor], Tensor]) -> Estimate:
+    """F_b - F_a = -log(P_b / P_a) in kT between two sets of configurations.
+
+    Args:
+        weighted: samples.
+        in_a, in_b: indicators, configurations [B, n, d] to bool [B].
+    Raises:
+        ValueError: if a set holds no weight.
+    """
+    p = normalised_weights(weighted)
+    indicator = [evaluate(f, weighted, p) for f in (in_a, in_b)]
+    mass = [(p * i).sum().item() for i in indicator]
+    for name, value in zip("ab", mass, strict=True):
+        if value <= 0:
+            raise ValueError(f"no sample of positive weight lies in basin {name}, so its free energy is unknown; draw more samples")
+    influence = p * (indicator[1] / mass[1] - indicator[0] / mass[0])
+    stderr = delta_stderr(influence, weighted.proposal.group)
+    return Estimate(value=math.log(mass[0] / mass[1]), stderr=stderr, n_eff=effective_number(weighted))
+
+
+def free_energy_profile(weighted: WeightedSamples, coordinate: Callable[[Tensor], Tensor], edges: Tensor) -> Profile:
+    """F(s) = -log p(s) in kT along a coordinate, with a delta-method standard error for every bin.
+
+    Args:
+        weighted: samples.
+        coordinate: configurations [B, n, d] to [B].
+        edges: [K+1] rising bin edges; each bin holds its left edge, the last one both.
+    Raises:
+        ValueError: if the edges do not rise.
+    """
+    edges = torch.as_tensor(edges, dtype=torch.float64)
+    if edges.ndim != 1 or len(edges) < 2 or not (edges.diff() > 0).all():
+        raise ValueError(f"bin edges must rise and be at least two, got {edges.tolist()}")
+    p = normalised_weights(weighted)
+    s = evaluate(coordinate, weighted, p)
+    inside = (s >= edges[0]) & (s <= edges[-1])
+    bin_of = torch.where(inside, torch.bucketize(s, edges[1:-1], right=True), -1)
+    value, stderr = [], []
+    for k, width in enumerate(edges.diff().tolist()):
+        member = (bin_of == k).double()
+        mass = (p * member).sum().item()
+        value.append(-math.log(mass / width) if mass > 0 else math.inf)
+        stderr.append(delta_stderr(p * (member - mass), weighted.proposal.group) / mass if mass > 0 else math.nan)
+    value, stderr = torch.tensor(value, dtype=torch.float64), torch.tensor(stderr, dtype=torch.float64)
+    return Profile(edges=edges, value=value, stderr=stderr, outside=p[~inside].sum().item())
+
+
+def _solve_mbar(u: Tensor, counts: Sequence[int]) -> Tensor:
+    """f_k with f_0 = 0 by pymbar, imported here because it takes a second and prints advice on its own installation."""
+    logging.getLogger("pymbar").setLevel(logging.ERROR)
+    from pymbar import MBAR
+
+    return torch.from_numpy(MBAR(u.numpy(), np.array(counts)).f_k.copy()).double()
+
+
+def _mbar_covariance(share: Tensor, counts: Sequence[int], group: Tensor | None) -> Tensor:
+    """Covariance of f_1 .. f_{K-1}: H^-1 S H^-1, H = sum_n diag(p_n) - p_n p_n^T, S = sum over blocks of score outer products.
+
+    The score of a row of state s is e_s - p_n less its mean over the state, since the counts were chosen, not drawn.
+    """
+    state = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    score = torch.eye(len(counts), dtype=torch.float64)[state] - share.T
+    for k in range(len(counts)):
+        score[state == k] -= score[state == k].mean(0)
+    hessian = (torch.diag(share.sum(1)) - share @ share.T)[1:, 1:]
+    scatter = torch.zeros_like(hessian)
+    for k in range(len(counts)):
+        rows = state == k
+        blocks = block_sums(score[rows][:, 1:], None if group is None else group[rows])
+        scatter += len(blocks) / (len(blocks) - 1) * blocks.T @ blocks if len(blocks) > 1 else math.nan
+    shared = torch.linalg.eigvalsh(hessian)[0].item()
+    if shared < MIN_SHARED:
+        raise ValueError(f"the states hardly overlap ({shared:.2g} samples' worth, {MIN_SHARED} needed), so their free energies cannot be "
+                         "compared; draw more samples, train the generator further or put states between")
+    inverse = torch.linalg.inv(hessian)
+    return inverse @ scatter @ inverse
+
+
+def _check_mbar(u: Tensor, counts: Sequence[int]) -> None:
+    if u.ndim != 2 or u.shape != (len(counts), sum(counts)) or min(counts) < 1:
+        raise ValueError(f"u has shape {tuple(u.shape)} for {len(counts)} states with counts {tuple(counts)}; it must be "
+                         f"[{len(counts)}, {sum(counts)}], with samples from every state")
+    if torch.isnan(u).any() or (u == -math.inf).any():
+        raise ValueError("u holds NaN or -inf; leave failed samples out of the pool and say how many")
+    if (u == math.inf).all(0).any():
+        raise ValueError("a pooled sample has u = +inf in every state, so no state can have produced it; check the energies")
+
+
+def _check_reference(weighted: WeightedSamples, log_q: Tensor, u: Tensor) -> None:
+    if not weighted.proposal.density.normalised:
+        raise ValueError("the samples' density is known only up to a constant, so BAR and forward ESS cannot be had; use a generator's")
+    if log_q.shape != u.shape or u.ndim != 1 or len(u) == 0:
+        raise ValueError(f"log q {tuple(log_q.shape)} and u {tuple(u.shape)} at the reference samples must both be [M], M > 0")
+    failed = int((torch.isnan(log_q) | (log_q == math.inf)).sum())
+    if failed:
+        raise ValueError(f"log q is unknown at {failed} of {len(log_q)} reference samples (the inverse map failed there); forward ESS and "
+                         "BAR need all of them: use more integration steps")
+    infinite = int((~torch.isfinite(u)).sum())
+    if infinite:
+        raise ValueError(f"u is not finite at {infinite} of {len(u)} reference samples: they are not samples of the target")
+
+
+def _joint_group(weighted: WeightedSamples, group: Tensor | None, n_reference: int) -> Tensor | None:
+    """Labels for both sets together; the two are told apart by their state, so labels may coincide."""
+    own = weighted.proposal.group
+    if own is None and group is None:
+        return None
+    own = torch.arange(len(weighted)) if own is None else own
+    return torch.cat([own, torch.arange(n_reference) if group is None else group])
