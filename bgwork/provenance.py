@@ -1,0 +1,48 @@
+"""What a result was made with: the commit of the code and the versions of what it rests on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("bgwork", "torch", "numpy", "scipy", "openmm", "torchdiffeq", "pymbar", "safetensors")
+
+
+@cache
+def commit() -> str:
+    """Commit of the repository that bgwork runs from, "+changes" if files differ from it; "" for an installed package."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    head, changes = (_git(root, *arguments) for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "bgwork", "systems")))
+    return head and head + ("+changes" if changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""  # no git here: the commit is unknown, which is what "" says
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """Short hash of settings, equal for equal settings in any order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Short hash of a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
