@@ -33,11 +33,14 @@ class BruteForce(nn.Module):
 
     def value_and_divergence(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """v [B, n, d] and its divergence [B], exact and differentiable in the parameters."""
-        return value_and_divergence(lambda y: self(t, y), x, chunk=self._chunk(x))
+        return value_and_divergence(lambda y: self(t, y), self._cast(x), chunk=self._chunk(x))
 
     def value_and_jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """v [B, n, d] and J[b, i, j] = dv_i/dx_j [B, nd, nd], exact and differentiable in the parameters."""
-        return value_and_jacobian(lambda y: self(t, y), x, chunk=self._chunk(x))
+        return value_and_jacobian(lambda y: self(t, y), self._cast(x), chunk=self._chunk(x))
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(next(self.parameters()).dtype)
 
     def _chunk(self, x: Tensor) -> int:
         return max(1, self.memory // (self.bytes_per_sample * max(1, len(x))))

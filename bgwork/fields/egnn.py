@@ -40,9 +40,9 @@ class EGNN(BruteForce):
         time = torch.as_tensor(t, dtype=dtype, device=x.device).expand(len(x)).view(-1, 1, 1)
         h = self.node_in(time).expand(-1, self.n, -1)
         start_square = pair_differences(start)[1]
-        for k, layer in enumerate(self.layers):
-            if k:
-                h = h + self.updates[k - 1](torch.cat([h, received], -1))
+        position, received = self.layers[0](h, position, start_square)
+        for update, layer in zip(self.updates, self.layers[1:], strict=True):
+            h = h + update(torch.cat([h, received], -1))
             position, received = layer(h, position, start_square)
         v = position - start
         return v - v.mean(1, keepdim=True)
