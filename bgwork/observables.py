@@ -53,6 +53,11 @@ def coordinate(x: Tensor, *, axis: int) -> Tensor:
     return x.double()[:, :, axis].mean(1)
 
 
+def distance_from_origin(x: Tensor) -> Tensor:
+    """Mean over particles of |x_i|, [B]."""
+    return x.double().norm(dim=-1).mean(1)
+
+
 OBSERVABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "pair_distance_mean": pair_distance_mean,
     "pair_distance_min": pair_distance_min,
@@ -62,4 +67,5 @@ OBSERVABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "n_long_4_is_4": partial(n_long_is, count=4),
     "coordinate_x": partial(coordinate, axis=0),
     "coordinate_y": partial(coordinate, axis=1),
+    "distance_from_origin": distance_from_origin,
 }

@@ -67,7 +67,7 @@ class CountedTarget(abc.ABC):
     def u_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Reduced energy [B] in kT and its gradient [B, n, d] in kT per length unit, both float64 and detached.
 
-        The gradient of an overlapping configuration (u = +inf) is not finite.
+        Where u is not finite there is no gradient: it is NaN.
 
         Raises:
             ValueError: if x does not have the shape of the target's space.
@@ -77,7 +77,7 @@ class CountedTarget(abc.ABC):
         with torch.no_grad():
             u, grad = self._energy_and_grad(x.detach().double())
         self.n_nan += int(torch.isnan(u).sum())
-        return u, grad
+        return u, torch.where(torch.isfinite(u)[:, None, None], grad, torch.nan)
 
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 3 or tuple(x.shape[1:]) != (self.space.n, self.space.d):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bgwork.spaces import MeanFree
-from bgwork.targets.counting import CountedTarget
-from bgwork.targets.pairs import Pairs
+from bgwork.targets.pairs import PairTarget
 
 
-class DoubleWell(CountedTarget):
+class DoubleWell(PairTarget):
     """n particles with a double well in each pair distance.
 
         u(x) = sum_{i<j} quartic (r - r0)^4 - quadratic (r - r0)^2
 
-    Source: Koehler, Klein and Noe 2020 (arXiv:2006.02425), DW4: n = 4, d = 2, quartic 0.9, quadratic 4, r0 = 4.
+    Coinciding particles have a finite energy and a cusp; the gradient there is NaN. Source: Koehler, Klein and Noe 2020
+    (arXiv:2006.02425), DW4: n = 4, d = 2, quartic 0.9, quadratic 4, r0 = 4.
 
     Args:
         n: number of particles.
@@ -26,20 +25,14 @@ class DoubleWell(CountedTarget):
     """
 
     def __init__(self, n: int, d: int = 2, *, quartic: float = 0.9, quadratic: float = 4.0, r0: float = 4.0, name: str = "double-well") -> None:
-        super().__init__(name, MeanFree(n=n, d=d))
+        super().__init__(name, n, d)
         self.quartic, self.quadratic, self.r0 = quartic, quadratic, r0
-        self._pairs = Pairs(n)
 
-    def _energy(self, x: Tensor) -> Tensor:
-        square = (self._pairs.separations(x).norm(dim=-1) - self.r0) ** 2
-        return ((self.quartic * square - self.quadratic) * square).sum(-1)
+    def _pair_energy(self, square: Tensor) -> Tensor:
+        excess = (square.sqrt() - self.r0).square()
+        return (self.quartic * excess - self.quadratic) * excess
 
-    def _energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r = self._pairs.separations(x)
-        distance = r.norm(dim=-1)
+    def _pair_slope(self, square: Tensor) -> Tensor:
+        distance = square.sqrt()
         excess = distance - self.r0
-        square = excess * excess
-        u = ((self.quartic * square - self.quadratic) * square).sum(-1)
-        slope = (4.0 * self.quartic * square - 2.0 * self.quadratic) * excess
-        direction = r / distance.clamp_min(1e-300).unsqueeze(-1)  # the zero vector at r = 0, like the subgradient of autograd
-        return u, self._pairs.to_particles(slope.unsqueeze(-1) * direction)
+        return (4.0 * self.quartic * excess.square() - 2.0 * self.quadratic) * excess / distance

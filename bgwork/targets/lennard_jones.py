@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bgwork.spaces import MeanFree
-from bgwork.targets.counting import CountedTarget
-from bgwork.targets.pairs import Pairs
+from bgwork.targets.pairs import PairTarget
 
 
-class LennardJones(CountedTarget):
+class LennardJones(PairTarget):
     """n Lennard-Jones particles held together by a harmonic trap around their centre.
 
         u(x) = depth sum_{i<j} (r_min/r)^6 ((r_min/r)^6 - 2) + trap/2 sum_i |x_i - xbar|^2
@@ -27,21 +25,16 @@ class LennardJones(CountedTarget):
     """
 
     def __init__(self, n: int, d: int = 3, *, depth: float = 2.0, r_min: float = 1.0, trap: float = 1.0, name: str = "lennard-jones") -> None:
-        super().__init__(name, MeanFree(n=n, d=d))
-        self.depth, self.r_min, self.trap = depth, r_min, trap
-        self._pairs = Pairs(n)
+        super().__init__(name, n, d, trap=trap)
+        self.depth, self.r_min = depth, r_min
 
-    def _energy(self, x: Tensor) -> Tensor:
-        r = self._pairs.separations(x)
-        s6 = (self.r_min**2 / (r * r).sum(-1)) ** 3
-        centred = x - x.mean(1, keepdim=True)
-        return self.depth * (s6 * (s6 - 2.0)).sum(-1) + 0.5 * self.trap * (centred * centred).sum((1, 2))
+    def _pair_energy(self, square: Tensor) -> Tensor:
+        s2 = self.r_min**2 / square
+        s6 = s2 * s2 * s2
+        return self.depth * (s6 * (s6 - 2.0))
 
-    def _energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r = self._pairs.separations(x)
-        inverse = 1.0 / (r * r).sum(-1)
-        s6 = (self.r_min**2 * inverse) ** 3
-        centred = x - x.mean(1, keepdim=True)
-        u = self.depth * (s6 * (s6 - 2.0)).sum(-1) + 0.5 * self.trap * (centred * centred).sum((1, 2))
-        slope = (-12.0 * self.depth) * s6 * (s6 - 1.0) * inverse  # (du_pair/dr) / r
-        return u, self._pairs.to_particles(slope.unsqueeze(-1) * r) + self.trap * centred
+    def _pair_slope(self, square: Tensor) -> Tensor:
+        inverse = 1.0 / square
+        s2 = self.r_min**2 * inverse
+        s6 = s2 * s2 * s2
+        return (-12.0 * self.depth) * s6 * (s6 - 1.0) * inverse
