@@ -1,0 +1,307 @@
+"""Systems: a folder of data (system.toml, reference values and samples) becomes one frozen record with everything built.
+
+Search order of a name: the folder the caller gives, ./systems, the systems shipped with the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+import bgwork
+from bgwork import store
+from bgwork.observables import OBSERVABLES
+from bgwork.priors import Gaussian
+from bgwork.protocols import Prior, Target
+from bgwork.records import Estimate, Proposal
+from bgwork.spaces import Space
+from bgwork.targets.double_well import DoubleWell
+from bgwork.targets.gaussian_mixture import GaussianMixture
+from bgwork.targets.lennard_jones import LennardJones
+from bgwork.targets.openmm import OpenMMTarget, lennard_jones_system
+
+PACKAGE = Path(bgwork.__file__).parent
+
+
+class SystemError(ValueError):
+    """An unknown system or a system.toml that cannot be used, with the allowed names."""
+
+
+class Section(BaseModel):
+    """A table of system.toml: strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class SpaceSection(Section):
+    """[space]: the space and its size."""
+
+    kind: Literal["mean-free", "euclidean"]
+    n: Count
+    d: Count
+
+    def build(self) -> Space:
+        return store.SPACES[self.kind](n=self.n, d=self.d)
+
+
+class LennardJonesSection(Section):
+    """[energy] with form = "lennard-jones"; constants as in `LennardJones`."""
+
+    form: Literal["lennard-jones"]
+    depth: Positive
+    r_min: Positive
+    trap: Positive
+
+    def torch(self, space: Space, name: str) -> Target:
+        return LennardJones(space.n, space.d, depth=self.depth, r_min=self.r_min, trap=self.trap, name=name)
+
+    def openmm(self, space: Space, name: str) -> Target:
+        system = lennard_jones_system(space.n, depth=self.depth, r_min=self.r_min, trap=self.trap)
+        return OpenMMTarget(system, space=space, kT=1.0, name=name)  # in kT, hence 1 kJ/mol; one length unit is 1 nm
+
+
+class DoubleWellSection(Section):
+    """[energy] with form = "double-well"; constants as in `DoubleWell`."""
+
+    form: Literal["double-well"]
+    quartic: Positive
+    quadratic: Positive
+    r0: Positive
+
+    def torch(self, space: Space, name: str) -> Target:
+        return DoubleWell(space.n, space.d, quartic=self.quartic, quadratic=self.quadratic, r0=self.r0, name=name)
+
+
+class GaussianMixtureSection(Section):
+    """[energy] with form = "gaussian-mixture"; constants as in `GaussianMixture.random`."""
+
+    form: Literal["gaussian-mixture"]
+    components: Count
+    half_width: Positive
+    std: Positive
+    seed: Annotated[int, Field(ge=0)]
+
+    def torch(self, space: Space, name: str) -> Target:
+        return GaussianMixture.random(self.components, space.d, half_width=self.half_width, std=self.std, seed=self.seed, name=name)
+
+
+ENERGIES: dict[str, type[Section]] = {
+    "lennard-jones": LennardJonesSection, "double-well": DoubleWellSection, "gaussian-mixture": GaussianMixtureSection}
+
+
+class EnginesSection(Section):
+    """[engines]: what computes the energies for weights, and their differentiable twin."""
+
+    target: Literal["torch", "openmm"]
+    differentiable_target: Literal["torch"]
+
+
+class PriorSection(Section):
+    """[prior]: isotropic Gaussian; std per degree of freedom, in the length unit."""
+
+    std: Positive
+
+
+class ReferenceSection(Section):
+    """[reference]: how equilibrium data are made (`bgwork.reference`).
+
+    Attributes:
+        sampler: "hmc", "parallel-tempering", or "exact" where the target can be drawn from directly.
+        chains: at most so many independent chains.
+        draws: configurations kept of each chain; a smaller request uses fewer chains, not shorter ones.
+        starts: at least two kinds of first configurations (`bgwork.samplers.starts`), shared equally among the chains.
+        spacing: of the lattice that starts are made from, in the length unit.
+        burn_in, thin, leapfrog, step, betas: as in `bgwork.samplers.mcmc`.
+    """
+
+    sampler: Literal["hmc", "parallel-tempering", "exact"]
+    chains: Annotated[int, Field(ge=4)]
+    draws: Annotated[int, Field(ge=4)]
+    starts: list[Literal["lattice", "quenched", "icosahedral"]] = []
+    spacing: Positive = 1.0
+    burn_in: Annotated[int, Field(ge=0)] = 500
+    thin: Count = 10
+    leapfrog: Count = 10
+    step: Positive = 0.05
+    betas: list[Positive] = [1.0]
+
+    @model_validator(mode="after")
+    def _starts(self) -> ReferenceSection:
+        if self.sampler != "exact" and len(set(self.starts)) < 2:
+            raise ValueError("Markov chains need at least two different `starts`, whose agreement is checked")
+        return self
+
+
+class SystemFile(Section):
+    """system.toml as a whole."""
+
+    name: str
+    description: str
+    source: str
+    length_unit: str
+    energy_unit: Literal["kT"]
+    observables: list[str]
+    space: SpaceSection
+    energy: LennardJonesSection | DoubleWellSection | GaussianMixtureSection = Field(discriminator="form")
+    engines: EnginesSection
+    prior: PriorSection
+    reference: ReferenceSection
+
+    @model_validator(mode="after")
+    def _fits(self) -> SystemFile:
+        unknown = [name for name in self.observables if name != "u" and name not in OBSERVABLES]
+        if unknown:
+            raise ValueError(f"unknown observables {', '.join(unknown)}; known are u, {', '.join(OBSERVABLES)}")
+        if self.engines.target == "openmm" and not hasattr(self.energy, "openmm"):
+            raise ValueError(f"an energy of form {self.energy.form!r} has no OpenMM engine; set engines.target to \"torch\"")
+        built = self.energy.torch(self.space.build(), self.name).space
+        if built != self.space.build():
+            raise ValueError(f"an energy of form {self.energy.form!r} lives on {built}, not on {self.space.build()}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Everything known about one system.
+
+    Attributes:
+        name: of its folder.
+        space: of its configurations.
+        target: the reduced energy that weights are computed with.
+        differentiable_target: its torch twin, for training and Markov chains; counted apart.
+        prior: where generators start.
+        references: equilibrium averages by observable, with "u" and "virial"; empty if there are none.
+        observables: names of what is reported: "u" and keys of `bgwork.observables.OBSERVABLES`.
+        path: its folder.
+        length_unit: of all configurations.
+        energy: functional form of u, as system.toml names it.
+        description: one line.
+        source: where form and constants come from.
+        reference: how equilibrium data are made.
+    """
+
+    name: str
+    space: Space
+    target: Target
+    differentiable_target: Target
+    prior: Prior
+    references: dict[str, Estimate]
+    observables: tuple[str, ...]
+    path: Path
+    length_unit: str
+    energy: str
+    description: str
+    source: str
+    reference: ReferenceSection
+
+
+def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> System:
+    """Build a system from its folder.
+
+    Args:
+        name_or_path: a name such as "lj13", or the path of a folder with a system.toml in it.
+        folder: searched for the name before ./systems and the shipped systems.
+    Raises:
+        SystemError: if there is no such system (the known ones are named) or its system.toml has a missing, mistyped or unknown field.
+    """
+    path = _find(name_or_path, folder)
+    file = _read(path / "system.toml")
+    if file.name != path.resolve().name:
+        raise SystemError(f"{path / 'system.toml'}: name = {file.name!r}, but its folder is {path.resolve().name!r}; make them equal")
+    space = file.space.build()
+    build_target = getattr(file.energy, file.engines.target)
+    return System(
+        name=file.name, space=space, target=build_target(space, file.name), differentiable_target=file.energy.torch(space, file.name),
+        prior=Gaussian(space=space, std=file.prior.std), references=_read_references(path / "reference.json"),
+        observables=tuple(file.observables), path=path, length_unit=file.length_unit, energy=file.energy.form,
+        description=file.description, source=file.source, reference=file.reference)
+
+
+def list_systems(*, folder: Path | None = None) -> tuple[str, ...]:
+    """Names of all systems that `load_system` finds, sorted."""
+    return tuple(sorted({file.parent.name for root in _roots(folder) for file in root.glob("*/system.toml")}))
+
+
+def reference_samples(system: System) -> Proposal:
+    """The small equilibrium set kept with the system, from other chains than any training data; UNNORMALISED, `group` = chain.
+
+    Raises:
+        SystemError: if the system has none.
+    """
+    path = system.path / "reference.npz"
+    if not path.exists():
+        raise SystemError(f"{system.name} has no reference samples at {path}; `bgwork reference {system.name}` makes some under runs/")
+    samples = store.load_samples(path)
+    if not isinstance(samples, Proposal) or samples.space != system.space:
+        raise SystemError(f"{path} does not hold plain configurations of {system.name} on {system.space}")
+    return samples
+
+
+def _roots(folder: Path | None) -> list[Path]:
+    shipped = PACKAGE / "_systems"
+    roots = [Path("systems"), shipped if shipped.exists() else PACKAGE.parent / "systems"]
+    return ([Path(folder)] if folder else []) + roots
+
+
+def _find(name_or_path: str | Path, folder: Path | None) -> Path:
+    given = Path(name_or_path)
+    if isinstance(name_or_path, Path) or len(given.parts) != 1 or given.is_absolute():
+        path = given.parent if given.name == "system.toml" else given
+        if not (path / "system.toml").exists():
+            raise SystemError(f"no system at {path}: it has no system.toml")
+        return path
+    for root in _roots(folder):
+        if (root / given / "system.toml").exists():
+            return root / given
+    known = list_systems(folder=folder)
+    close = difflib.get_close_matches(str(given), known, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    raise SystemError(f"unknown system {str(given)!r}{hint}; known systems: {', '.join(known) or 'none'}; the path of a system's folder works too")
+
+
+def _read(path: Path) -> SystemFile:
+    try:
+        with path.open("rb") as stream:
+            values = tomllib.load(stream)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SystemError(f"{path} is not readable TOML: {error}") from error
+    try:
+        return SystemFile.model_validate(values)
+    except ValidationError as error:
+        raise SystemError(f"{path}:\n" + "\n".join(f"  {_explain(e)}" for e in error.errors())) from error
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One line on one validation error: where, what is wrong, what is allowed."""
+    where = [str(part) for part in error["loc"]]
+    if error["type"] != "extra_forbidden":
+        got = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f", got {error['input']!r}"
+        return f"{'.'.join(where) or 'the file'}: {error['msg']}{got}"
+    return f"{'.'.join(where)}: unknown key; allowed here: {', '.join(_allowed(where[:-1]))}"
+
+
+def _allowed(table: list[str]) -> list[str]:
+    """Field names of a table of system.toml; [energy] has those of its form."""
+    if not table:
+        return list(SystemFile.model_fields)
+    section = ENERGIES[table[1]] if table[0] == "energy" else SystemFile.model_fields[table[0]].annotation
+    return list(section.model_fields)
+
+
+def _read_references(path: Path) -> dict[str, Estimate]:
+    if not path.exists():
+        return {}
+    try:
+        return {name: Estimate(**{k: float("nan") if v is None else v for k, v in value.items()})
+                for name, value in store.read_json(path)["estimates"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise SystemError(f"{path} does not hold estimates {{name: {{value, stderr, n_eff}}}}: {error!r}") from error
