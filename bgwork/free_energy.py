@@ -48,7 +48,8 @@ def mbar(u: Tensor, counts: Sequence[int], *, group: Tensor | None = None) -> tu
     Returns:
         K estimates of log Z_k; the first is 0 +- 0.
     Raises:
-        ValueError: if shapes and counts disagree, a state has no samples, u holds NaN or a sample no state can produce, or the states do not overlap.
+        ValueError: if shapes and counts disagree, a state has no samples, u holds NaN or a sample no state can produce,
+            or the states do not overlap.
     """
     _check_mbar(u, counts)
     f = _solve_mbar(u, counts)
@@ -117,7 +118,7 @@ def free_energy_difference(weighted: WeightedSamples, in_a: Callable[[Tensor], T
         ValueError: if a set holds no weight.
     """
     p = normalised_weights(weighted)
-    indicator = [evaluate(f, weighted, p) for f in (in_a, in_b)]
+    indicator = [evaluate(f, weighted) for f in (in_a, in_b)]
     mass = [(p * i).sum().item() for i in indicator]
     for name, value in zip("ab", mass, strict=True):
         if value <= 0:
@@ -141,7 +142,7 @@ def free_energy_profile(weighted: WeightedSamples, coordinate: Callable[[Tensor]
     if edges.ndim != 1 or len(edges) < 2 or not (edges.diff() > 0).all():
         raise ValueError(f"bin edges must rise and be at least two, got {edges.tolist()}")
     p = normalised_weights(weighted)
-    s = evaluate(coordinate, weighted, p)
+    s = evaluate(coordinate, weighted)
     inside = (s >= edges[0]) & (s <= edges[-1])
     bin_of = torch.where(inside, torch.bucketize(s, edges[1:-1], right=True), -1)
     value, stderr = [], []

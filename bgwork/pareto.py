@@ -14,6 +14,8 @@ from torch import Tensor
 
 from bgwork.records import WeightedSamples, with_edit
 
+EQUAL = 1e-6  # log-weights that differ by less are equal but for rounding, and have no tail
+
 
 def pareto_k(log_w: Tensor) -> float:
     """Shape of the generalised Pareto distribution fitted to the tail of the weights (Vehtari et al. 2024; fit of Zhang & Stephens 2009).
@@ -21,9 +23,13 @@ def pareto_k(log_w: Tensor) -> float:
     Args:
         log_w: [N] log-weights; -inf counts as a zero weight.
     Returns:
-        k; -inf where all weights are equal (no tail at all), +inf where fewer than five weights stand out, too few to fit.
+        k; -inf where all weights are equal to 1e-6 (no tail at all), +inf where fewer than five weights stand out, too few to fit.
+    Raises:
+        ValueError: if no weight is positive.
     """
-    if len(log_w) and (log_w == log_w[0]).all():
+    if len(log_w) == 0 or log_w.max() == -math.inf:
+        raise ValueError(f"none of {len(log_w)} weights is positive, so they have no tail; check the samples and the target")
+    if log_w.max() - log_w.min() < EQUAL:
         return -math.inf
     _, tail, cutoff = _tail(log_w)
     return math.inf if len(tail) < 5 else _fit(tail - cutoff)[0]

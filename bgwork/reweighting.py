@@ -120,28 +120,43 @@ def expectation(weighted: WeightedSamples, f: Callable[[Tensor], Tensor]) -> Est
     Raises:
         ValueError: if no weight is positive, or f is not finite or of the wrong shape there.
     """
+    return average(weighted, evaluate(f, weighted))
+
+
+def average(weighted: WeightedSamples, values: Tensor) -> Estimate:
+    """`expectation` of values already at hand, such as the stored reduced energies.
+
+    Args:
+        weighted: N samples.
+        values: [N]; whatever stands in rows of zero weight is ignored.
+    Raises:
+        ValueError: if no weight is positive, or a value of positive weight is not finite.
+    """
     p = normalised_weights(weighted)
-    values = evaluate(f, weighted, p)
+    if values.shape != p.shape:
+        raise ValueError(f"got values of shape {tuple(values.shape)} for {len(p)} samples; one number for each is needed")
+    values = torch.where(p > 0, values.double(), 0.0)
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ValueError(f"the values are not finite at {bad} of {int((p > 0).sum())} samples of positive weight: they have no average")
     mean = (p * values).sum().item()
     stderr = delta_stderr(p * (values - mean), weighted.proposal.group)
     variance = (p * (values - mean).square()).sum().item()
     return Estimate(value=mean, stderr=stderr, n_eff=variance / stderr**2 if stderr else math.nan)
 
 
-def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples, p: Tensor) -> Tensor:
-    """f at the rows whose normalised weight p is positive, zero elsewhere (where it does not matter), [N] float64.
+def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples) -> Tensor:
+    """f at the rows of positive weight, zero elsewhere (where it does not matter), [N] float64.
 
     Raises:
-        ValueError: if f is not finite or of the wrong shape.
+        ValueError: if f does not return one number for each configuration.
     """
+    p = normalised_weights(weighted)
     rows = p > 0
     with torch.no_grad():
         values = torch.as_tensor(f(weighted.x[rows])).double()
     if values.shape != (int(rows.sum()),):
         raise ValueError(f"f returned shape {tuple(values.shape)} for {int(rows.sum())} configurations; it must return one number for each")
-    if not torch.isfinite(values).all():
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"f is not finite at {bad} of {len(values)} samples of positive weight: it has no average; define it there")
     return torch.zeros_like(p).masked_scatter(rows, values)
 
 

@@ -46,7 +46,11 @@ def test_a_proposal_that_is_too_narrow_has_a_heavy_tail():
 
 def test_degenerate_tails():
     assert pareto_k(torch.zeros(100, dtype=torch.float64)) == -math.inf
+    assert pareto_k(-5 + 1e-12 * normal(100, 1.0)) == -math.inf
     assert pareto_k(normal(12, 1.0)) == math.inf
+    for log_w in (torch.full((9,), -math.inf), torch.zeros(0)):
+        with pytest.raises(ValueError, match="none of"):
+            pareto_k(log_w)
 
 
 def test_the_limit_knows_the_sample_size():

@@ -1,0 +1,82 @@
+"""The record that a report is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from bgwork.records import Certificate, Cost, Density, Estimate, WeightedSamples
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSet:
+    """What is known of the target beforehand.
+
+    Attributes:
+        samples: reference samples of the target with u (MCMC; grouped by chain), or None.
+        log_q: [M] the generator's normalised log-density at them, NaN where its inverse failed, or None where it has no density.
+        estimates: reference values by observable name; they take precedence over averages of `samples`.
+    """
+
+    samples: WeightedSamples | None = None
+    log_q: Tensor | None = None
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A reference value with its standard error, and z = (ours - reference) / combined standard error."""
+
+    value: float
+    stderr: float
+    z: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """All that report.json holds. None means "cannot be had from these samples"; `notes` say why.
+
+    Attributes:
+        overlap_failure: why BAR and forward ESS could not be had although there was a reference; else empty.
+        cost: totals over the n samples.
+        observables: averages by name; "u" is always among them.
+        reference: the reference value of each observable that has one.
+        basins: populations by basin label; basin_reference likewise.
+        problems: what is wrong, most telling first; empty means trust.
+        verdict: one sentence, "trust: ..." with the figures it rests on, or "do not trust: ..." with exactly what is wrong.
+    """
+
+    system: str
+    method: str
+    target: str
+    n: int
+    seed: int | None
+    density: Density
+    certificate: Certificate | None
+    ess: Estimate
+    forward_ess: Estimate | None
+    pareto_k: float
+    pareto_k_limit: float
+    max_weight: float
+    n_failed: int
+    n_groups: int | None
+    log_z: Estimate | None
+    log_z_bar: Estimate | None
+    overlap_failure: str
+    negative_mass: Estimate | None
+    observables: Mapping[str, Estimate]
+    reference: Mapping[str, Comparison]
+    basins: Mapping[str, Estimate]
+    basin_reference: Mapping[str, Comparison]
+    cost: Cost
+    edits: tuple[str, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    verdict: str = ""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing was found wrong."""
+        return not self.problems

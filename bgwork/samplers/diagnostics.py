@@ -1,0 +1,129 @@
+"""Every figure that says whether weighted samples can be believed, and the verdict in one sentence.
+
+    WeightedSamples + ReferenceSet  --diagnose-->  Diagnosis  --to_json_dict-->  report.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bgwork.free_energy import forward_ess, log_z_bar
+from bgwork.pareto import pareto_k, pareto_limit
+from bgwork.records import Density, Estimate, WeightedSamples
+from bgwork.reweighting import average, ess, evaluate, expectation, log_z, max_weight, negative_mass
+from bgwork.samplers.diagnosis import Comparison, Diagnosis, ReferenceSet
+from bgwork.samplers.verdict import judge
+
+__all__ = ["Comparison", "Diagnosis", "Observable", "ReferenceSet", "diagnose", "to_json_dict"]
+
+Observable = Callable[[Tensor], Tensor]
+
+
+def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None, observables: Mapping[str, Observable] | None = None,
+             basin_of: Observable | None = None) -> Diagnosis:
+    """Compute every figure and judge.
+
+    Args:
+        weighted: samples of any generator; UNNORMALISED ones (MCMC) have no log Z and no forward ESS, and a note says so.
+        reference: what is known of the target; without it missing modes cannot be seen, and the verdict says so.
+        observables: functions of configurations [B, n, d] -> [B], by name.
+        basin_of: integer basin label of each configuration, [B]; its populations are compared with those of the reference samples.
+    Raises:
+        ValueError: if there are no samples or no weight is positive.
+    """
+    reference = reference or ReferenceSet()
+    proposal = weighted.proposal
+    averages = {"u": average(weighted, weighted.u)} | {name: expectation(weighted, f) for name, f in (observables or {}).items()}
+    basins, basin_truth = _populations(weighted, reference.samples, basin_of)
+    absolute, notes = _absolute(weighted, reference)
+    figures = Diagnosis(
+        system=proposal.origin.system, method=proposal.origin.method, target=weighted.target, n=len(weighted), seed=proposal.origin.seed,
+        density=proposal.density, certificate=proposal.certificate, ess=ess(weighted), pareto_k=pareto_k(weighted.log_w),
+        pareto_k_limit=pareto_limit(len(weighted)), max_weight=max_weight(weighted), n_failed=weighted.n_failed,
+        n_groups=None if proposal.group is None else len(proposal.group.unique()),
+        negative_mass=None if proposal.sign is None else negative_mass(weighted), observables=averages,
+        reference=_compare(averages, _reference_values(averages, reference, observables or {})), basins=basins,
+        basin_reference=_compare(basins, basin_truth), cost=proposal.cost, edits=proposal.origin.edits,
+        notes=tuple(note for note in (proposal.note, *notes) if note), **absolute)
+    return judge(figures)
+
+
+def to_json_dict(diagnosis: Diagnosis) -> dict[str, Any]:
+    """The contents of report.json: plain types, with null for what is not finite or cannot be had.
+
+    cost is per sample but for its seconds, which are the total.
+    """
+    content = {f.name: getattr(diagnosis, f.name) for f in dataclasses.fields(diagnosis)}
+    per_sample = {name: value / diagnosis.n for name, value in dataclasses.asdict(diagnosis.cost).items() if name != "seconds"}
+    content |= {"cost": per_sample | {"seconds": diagnosis.cost.seconds}, "trusted": diagnosis.trusted}
+    return _plain(content)
+
+
+def _absolute(weighted: WeightedSamples, reference: ReferenceSet) -> tuple[dict[str, Any], list[str]]:
+    """log Z, and BAR and forward ESS where the reference allows; with notes on what could not be had."""
+    figures = {"log_z": None, "log_z_bar": None, "forward_ess": None, "overlap_failure": ""}
+    if not weighted.proposal.density.normalised:
+        return figures, ["log Z and forward ESS are unknown for MCMC samples; ratios and averages only"]
+    figures["log_z"] = log_z(weighted)
+    if reference.samples is None or reference.log_q is None:
+        return figures, ["no forward ESS: it needs reference samples and the generator's density there"]
+    sets = (weighted, reference.log_q, reference.samples.u)
+    try:
+        figures["log_z_bar"] = log_z_bar(*sets, group=reference.samples.proposal.group)
+        figures["forward_ess"] = forward_ess(*sets, group=reference.samples.proposal.group)
+    except ValueError as error:
+        figures["overlap_failure"] = str(error)
+    return figures, []
+
+
+def _reference_values(names: Iterable[str], reference: ReferenceSet, observables: Mapping[str, Observable]) -> dict[str, Estimate]:
+    """Known values first, averages of the reference samples otherwise."""
+    values = {}
+    for name in names:
+        if name in reference.estimates:
+            values[name] = reference.estimates[name]
+        elif reference.samples is not None:
+            f = observables.get(name)
+            values[name] = expectation(reference.samples, f) if f else average(reference.samples, reference.samples.u)
+    return values
+
+
+def _populations(weighted: WeightedSamples, reference: WeightedSamples | None,
+                 basin_of: Observable | None) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Populations of every basin seen by either set, in both."""
+    if basin_of is None:
+        return {}, {}
+    sets = [weighted] if reference is None else [weighted, reference]
+    labels = [torch.where(s.log_w > -math.inf, evaluate(basin_of, s), math.nan) for s in sets]
+    seen = sorted({int(label) for found in labels for label in found[~found.isnan()].unique().tolist()})
+    populations = [{str(label): average(s, found == label) for label in seen} for s, found in zip(sets, labels, strict=True)]
+    return populations[0], populations[1] if reference is not None else {}
+
+
+def _compare(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> dict[str, Comparison]:
+    return {name: Comparison(value=truth.value, stderr=truth.stderr, z=_z(ours[name], truth)) for name, truth in theirs.items()}
+
+
+def _z(ours: Estimate, truth: Estimate) -> float:
+    """z, which is 0 or infinite where both values are exact."""
+    if ours.stderr == truth.stderr == 0:
+        return 0.0 if ours.value == truth.value else math.copysign(math.inf, ours.value - truth.value)
+    return ours.z(truth)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Density):
+        return value.value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

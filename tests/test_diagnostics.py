@@ -1,0 +1,190 @@
+"""The verdict: good samples are trusted, and every deliberate flaw is named."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from oracles import LINE, GaussianOracle, MissingMode, chains, gaussian_mixture, propose
+
+from bgwork.observables import radius_of_gyration
+from bgwork.pareto import truncate
+from bgwork.records import Certificate, Cost, Density, Estimate, WeightedSamples
+from bgwork.reweighting import weigh
+from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
+from bgwork.spaces import Euclidean
+
+CLEAN = Certificate(n=2000, n_negative=0, n_round_trip=100, round_trip_of="reference", round_trip_error=1e-9, tolerance=1e-6)
+RADIUS = {"radius_of_gyration": radius_of_gyration}
+
+
+def side(x: torch.Tensor) -> torch.Tensor:
+    return (x[:, 0, 0] > 0).long()
+
+
+def reference_for(target, q=None, *, n: int = 3000, seed: int = 99) -> ReferenceSet:
+    proposal = propose(target, n, seed=seed)
+    proposal = replace(proposal, density=Density.UNNORMALISED, log_q=-target.u(proposal.x))
+    samples = weigh(proposal, target)
+    return ReferenceSet(samples=samples, log_q=None if q is None else q.log_prob(samples.x))
+
+
+def good(n: int = 2000, *, std: float = 1.15, seed: int = 0, **changes) -> WeightedSamples:
+    target = GaussianOracle()
+    return weigh(replace(propose(GaussianOracle(std=std), n, seed=seed), **changes), target)
+
+
+def only_problem(diagnosis: Diagnosis) -> str:
+    assert not diagnosis.trusted and diagnosis.verdict.startswith("do not trust: ")
+    assert len(diagnosis.problems) == 1, diagnosis.problems
+    return diagnosis.problems[0]
+
+
+def test_good_samples_are_trusted_and_every_figure_is_there():
+    target, q = GaussianOracle(), GaussianOracle(std=1.15)
+    weighted = good(certificate=CLEAN, sign=torch.ones(2000, dtype=torch.float64))
+    diagnosis = diagnose(weighted, reference=reference_for(target, q), observables=RADIUS, basin_of=side)
+    assert diagnosis.trusted and diagnosis.problems == ()
+    assert diagnosis.verdict.startswith("trust: ") and "forward ESS" in diagnosis.verdict and "all 4 reference values" in diagnosis.verdict
+    assert abs(diagnosis.log_z.z(Estimate(value=target.log_z, stderr=0.0))) < 4
+    assert abs(diagnosis.log_z_bar.z(Estimate(value=target.log_z, stderr=0.0))) < 4
+    assert abs(diagnosis.forward_ess.z(Estimate(value=target.ess_from(1.15), stderr=0.0))) < 4
+    assert diagnosis.observables["u"].value == pytest.approx(target.space.dim / 2, abs=4 * diagnosis.observables["u"].stderr)
+    assert diagnosis.negative_mass == Estimate(value=0.0, stderr=0.0, n_eff=diagnosis.ess.n_eff)
+    assert set(diagnosis.basins) == {"0", "1"} and sum(e.value for e in diagnosis.basins.values()) == pytest.approx(1.0)
+
+
+def test_report_json_holds_what_the_issue_asks_for():
+    diagnosis = diagnose(good(certificate=CLEAN, cost=Cost(network=64_000, jacobian=32_000, seconds=2)),
+                         reference=reference_for(GaussianOracle(), GaussianOracle(std=1.15)), observables=RADIUS, basin_of=side)
+    content = to_json_dict(diagnosis)
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert {"system", "n", "seed", "density", "certificate", "ess", "forward_ess", "pareto_k", "max_weight", "n_failed", "log_z",
+            "observables", "reference", "cost", "verdict", "edits", "basins"} <= set(content)
+    assert content["density"] == "exact" and content["system"] == "oracle" and content["seed"] == 0 and content["n"] == 2000
+    assert content["cost"]["network"] == 32 and content["cost"]["jacobian"] == 16 and content["cost"]["energy"] == 1
+    assert content["cost"]["seconds"] >= 2
+    assert {"value", "stderr"} <= set(content["log_z"]) and {"value", "stderr"} <= set(content["observables"]["u"])
+    assert set(content["reference"]["radius_of_gyration"]) == {"value", "stderr", "z"}
+    assert content["certificate"]["smallest_singular"] is None  # NaN has no JSON
+
+
+def test_mcmc_passes_through_and_says_why_it_has_no_log_z():
+    target = GaussianOracle()
+    weighted = weigh(chains(target, 40, 200, memory=0.6, seed=0), target)
+    diagnosis = diagnose(weighted, reference=reference_for(target), observables=RADIUS)
+    assert diagnosis.trusted, diagnosis.verdict
+    assert diagnosis.log_z is None and diagnosis.forward_ess is None and diagnosis.n_groups == 40
+    assert any("log Z and forward ESS are unknown for MCMC" in note for note in diagnosis.notes)
+    content = to_json_dict(diagnosis)
+    assert content["log_z"] is None and content["pareto_k"] is None and content["reference"]["u"]["z"] is not None
+
+
+def test_missing_mode_is_seen_by_forward_ess_bar_and_populations():
+    target, q = gaussian_mixture(), MissingMode()
+    weighted = weigh(propose(q, 3000, seed=0), target)
+    blind = diagnose(weighted)
+    assert blind.trusted and blind.ess.value > 0.999 and "missing modes were not looked for" in blind.verdict
+    seeing = diagnose(weighted, reference=reference_for(target, q), basin_of=side)
+    assert not seeing.trusted and seeing.forward_ess.value < 0.01
+    assert "missing modes" in seeing.verdict and "disagrees with BAR" in seeing.verdict
+    assert "basin 1 is 0 +- 0 against 0." in seeing.verdict
+    assert abs(seeing.basin_reference["1"].value - 0.3) < 4 * seeing.basin_reference["1"].stderr
+
+
+def test_populations_alone_see_a_mode_of_the_wrong_weight():
+    """MCMC that started in one mode and never left: nothing but the reference populations can tell."""
+    target = gaussian_mixture()
+    proposal = propose(MissingMode(), 4000, seed=0)
+    stuck = replace(proposal, log_q=-target.u(proposal.x), density=Density.UNNORMALISED, group=torch.arange(4000) // 100)
+    problems = diagnose(weigh(stuck, target), reference=reference_for(target), basin_of=side).problems
+    assert any(p.startswith("basin 1 is 0 +- 0") for p in problems)
+
+
+def test_heavy_tails_are_seen_by_pareto_k():
+    target = GaussianOracle(space=Euclidean(n=10, d=1))
+    weighted = weigh(propose(GaussianOracle(space=target.space, std=0.5), 20_000, seed=2), target)
+    diagnosis = diagnose(weighted)
+    assert diagnosis.pareto_k > diagnosis.pareto_k_limit == 0.7
+    assert any("heavy-tailed weights: Pareto k" in p for p in diagnosis.problems)
+
+
+def test_failed_rows():
+    weighted = good()
+    weighted.u[:2] = math.nan
+    assert diagnose(weighted).trusted and diagnose(weighted).n_failed == 2
+    weighted.u[:3] = math.nan
+    assert only_problem(diagnose(weighted)) == "3 of 2000 samples failed (NaN), more than 0.1%"
+
+
+def test_a_single_weight():
+    weighted = good(20_000)
+    weighted.u[0] += weighted.log_w[0] - weighted.log_w.logsumexp(0) - math.log(0.1)
+    assert any("a single sample carries 9.1% of the weight" in p for p in diagnose(weighted).problems)
+
+
+def test_folds_and_failed_round_trips():
+    folded = replace(CLEAN, n_negative=4)
+    sign = torch.ones(2000, dtype=torch.float64)
+    sign[:4] = -1
+    problem = only_problem(diagnose(good(certificate=folded, sign=sign)))
+    assert "folds (4 of 2000 determinants not positive, biasing Z by 0.00" in problem
+    assert "2 of 100 reference did not return" in only_problem(diagnose(good(certificate=replace(CLEAN, n_round_trip_failed=2))))
+    assert "no round trip" in only_problem(diagnose(good(certificate=replace(CLEAN, n_round_trip=0))))
+
+
+def test_wrong_density_is_seen_by_bar():
+    """A log q that forgets a factor of 2 leaves ESS perfect; only BAR against reference samples notices."""
+    reference = reference_for(GaussianOracle(), GaussianOracle(std=1.15))
+    weighted = good()
+    shifted = replace(weighted, proposal=replace(weighted.proposal, log_q=weighted.proposal.log_q - math.log(2)))
+    assert diagnose(weighted, reference=reference).trusted
+    assert any("disagrees with BAR" in p for p in diagnose(shifted, reference=reference).problems)
+
+
+def test_wrong_averages_are_named():
+    truth = ReferenceSet(estimates={"radius_of_gyration": Estimate(value=2.0, stderr=0.01), "unrelated": Estimate(value=0.0, stderr=1.0)})
+    diagnosis = diagnose(good(), reference=truth, observables=RADIUS)
+    assert only_problem(diagnosis).startswith("radius_of_gyration is 1.")
+    assert set(diagnosis.reference) == {"radius_of_gyration"}
+
+
+def test_known_values_take_precedence_over_reference_samples():
+    truth = replace(reference_for(GaussianOracle()), estimates={"u": Estimate(value=3.0, stderr=1e-3)})
+    assert diagnose(good(), reference=truth).reference["u"].stderr == 1e-3
+
+
+def test_too_few_samples_and_too_few_groups():
+    assert "effective samples of 60" in diagnose(good(60)).verdict
+    target = GaussianOracle()
+    few = diagnose(weigh(chains(target, 4, 400, memory=0.0, seed=0), target))
+    assert any("4 independent groups only" in p for p in few.problems)
+    slow = diagnose(weigh(chains(GaussianOracle(space=LINE), 10, 200, memory=0.999, seed=0), GaussianOracle(space=LINE)))
+    assert any("effective samples of 2000" in p for p in slow.problems)
+
+
+def test_edits_are_never_silent():
+    assert "truncated" in only_problem(diagnose(truncate(good())))
+    noisy = propose(GaussianOracle(std=1.15), 2000, seed=0, density=Density.STOCHASTIC)
+    accepted = weigh(noisy, GaussianOracle(), accept=[Density.STOCHASTIC])
+    assert "accepted stochastic density" in only_problem(diagnose(accepted))
+
+
+def test_a_reference_the_flow_cannot_invert_is_said_to_be_unknown():
+    reference = reference_for(GaussianOracle(), GaussianOracle(std=1.15))
+    reference.log_q[7] = math.nan
+    diagnosis = diagnose(good(), reference=reference)
+    assert diagnosis.forward_ess is None
+    assert "log q is unknown at 1 of 3000 reference samples" in only_problem(diagnosis)
+
+
+def test_weights_all_zero_are_an_error_not_a_nan():
+    weighted = good(20)
+    weighted.u[:] = math.inf
+    with pytest.raises(ValueError, match="all 20 weights are zero"):
+        diagnose(weighted)
+
+
+def test_notes_of_the_sampler_are_kept():
+    assert "solver error 1e-5" in diagnose(good(note="solver error 1e-5", density=Density.CONTINUOUS)).notes
