@@ -62,6 +62,7 @@ OBSERVABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "pair_distance_mean": pair_distance_mean,
     "pair_distance_min": pair_distance_min,
     "radius_of_gyration": radius_of_gyration,
+    "n_long_4": lambda x: n_long(x).double(),
     "n_long_4_is_2": partial(n_long_is, count=2),
     "n_long_4_is_3": partial(n_long_is, count=3),
     "n_long_4_is_4": partial(n_long_is, count=4),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 import bgwork
 from bgwork import store
@@ -20,26 +20,13 @@ from bgwork.priors import Gaussian
 from bgwork.protocols import Prior, Target
 from bgwork.records import Estimate, Proposal
 from bgwork.spaces import Space
-from bgwork.targets.double_well import DoubleWell
-from bgwork.targets.gaussian_mixture import GaussianMixture
-from bgwork.targets.lennard_jones import LennardJones
-from bgwork.targets.openmm import OpenMMTarget, lennard_jones_system
+from bgwork.targets.energies import ENERGIES, Count, DoubleWellSection, GaussianMixtureSection, LennardJonesSection, Positive, Section
 
 PACKAGE = Path(bgwork.__file__).parent
 
 
 class SystemError(ValueError):
     """An unknown system or a system.toml that cannot be used, with the allowed names."""
-
-
-class Section(BaseModel):
-    """A table of system.toml: strictly typed, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class SpaceSection(Section):
@@ -51,51 +38,6 @@ class SpaceSection(Section):
 
     def build(self) -> Space:
         return store.SPACES[self.kind](n=self.n, d=self.d)
-
-
-class LennardJonesSection(Section):
-    """[energy] with form = "lennard-jones"; constants as in `LennardJones`."""
-
-    form: Literal["lennard-jones"]
-    depth: Positive
-    r_min: Positive
-    trap: Positive
-
-    def torch(self, space: Space, name: str) -> Target:
-        return LennardJones(space.n, space.d, depth=self.depth, r_min=self.r_min, trap=self.trap, name=name)
-
-    def openmm(self, space: Space, name: str) -> Target:
-        system = lennard_jones_system(space.n, depth=self.depth, r_min=self.r_min, trap=self.trap)
-        return OpenMMTarget(system, space=space, kT=1.0, name=name)  # in kT, hence 1 kJ/mol; one length unit is 1 nm
-
-
-class DoubleWellSection(Section):
-    """[energy] with form = "double-well"; constants as in `DoubleWell`."""
-
-    form: Literal["double-well"]
-    quartic: Positive
-    quadratic: Positive
-    r0: Positive
-
-    def torch(self, space: Space, name: str) -> Target:
-        return DoubleWell(space.n, space.d, quartic=self.quartic, quadratic=self.quadratic, r0=self.r0, name=name)
-
-
-class GaussianMixtureSection(Section):
-    """[energy] with form = "gaussian-mixture"; constants as in `GaussianMixture.random`."""
-
-    form: Literal["gaussian-mixture"]
-    components: Count
-    half_width: Positive
-    std: Positive
-    seed: Annotated[int, Field(ge=0)]
-
-    def torch(self, space: Space, name: str) -> Target:
-        return GaussianMixture.random(self.components, space.d, half_width=self.half_width, std=self.std, seed=self.seed, name=name)
-
-
-ENERGIES: dict[str, type[Section]] = {
-    "lennard-jones": LennardJonesSection, "double-well": DoubleWellSection, "gaussian-mixture": GaussianMixtureSection}
 
 
 class EnginesSection(Section):
@@ -150,6 +92,7 @@ class SystemFile(Section):
     length_unit: str
     energy_unit: Literal["kT"]
     observables: list[str]
+    basins: str | None = None
     space: SpaceSection
     energy: LennardJonesSection | DoubleWellSection | GaussianMixtureSection = Field(discriminator="form")
     engines: EnginesSection
@@ -158,7 +101,7 @@ class SystemFile(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> SystemFile:
-        unknown = [name for name in self.observables if name != "u" and name not in OBSERVABLES]
+        unknown = [name for name in [*self.observables, self.basins or "u"] if name != "u" and name not in OBSERVABLES]
         if unknown:
             raise ValueError(f"unknown observables {', '.join(unknown)}; known are u, {', '.join(OBSERVABLES)}")
         if self.engines.target == "openmm" and not hasattr(self.energy, "openmm"):
@@ -181,6 +124,7 @@ class System:
         prior: where generators start.
         references: equilibrium averages by observable, with "u" and "virial"; empty if there are none.
         observables: names of what is reported: "u" and keys of `bgwork.observables.OBSERVABLES`.
+        basins: the observable whose (integer) value says in which basin a configuration lies, or None.
         path: its folder.
         length_unit: of all configurations.
         energy: functional form of u, as system.toml names it.
@@ -196,6 +140,7 @@ class System:
     prior: Prior
     references: dict[str, Estimate]
     observables: tuple[str, ...]
+    basins: str | None
     path: Path
     length_unit: str
     energy: str
@@ -222,7 +167,7 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
     return System(
         name=file.name, space=space, target=build_target(space, file.name), differentiable_target=file.energy.torch(space, file.name),
         prior=Gaussian(space=space, std=file.prior.std), references=_read_references(path / "reference.json"),
-        observables=tuple(file.observables), path=path, length_unit=file.length_unit, energy=file.energy.form,
+        observables=tuple(file.observables), basins=file.basins, path=path, length_unit=file.length_unit, energy=file.energy.form,
         description=file.description, source=file.source, reference=file.reference)
 
 
@@ -265,7 +210,8 @@ def _find(name_or_path: str | Path, folder: Path | None) -> Path:
     known = list_systems(folder=folder)
     close = difflib.get_close_matches(str(given), known, n=1)
     hint = f", did you mean {close[0]}?" if close else ""
-    raise SystemError(f"unknown system {str(given)!r}{hint}; known systems: {', '.join(known) or 'none'}; the path of a system's folder works too")
+    known_text = ", ".join(known) or "none"
+    raise SystemError(f"unknown system {str(given)!r}{hint}; known systems: {known_text}; the path of a system's folder works too")
 
 
 def _read(path: Path) -> SystemFile:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bgwork.protocols import Target
 from bgwork.records import Cost, Density, Origin, Proposal
+from bgwork.samplers.batches import check_count
 from bgwork.spaces import Space
 
 Progress = Callable[[int, int, str], None]
@@ -191,7 +192,7 @@ class ParallelTempering:
         if not self.betas or self.betas[0] != 1.0 or not falling or self.betas[-1] <= 0:
             raise ValueError(f"betas must start at 1 and decrease towards 0, got {self.betas}")
         if self.thin < 1 or self.leapfrog < 1 or self.burn_in < 0:
-            raise ValueError(f"thin and leapfrog must be at least 1 and burn_in at least 0, got {self.thin}, {self.leapfrog}, {self.burn_in}")
+            raise ValueError(f"thin and leapfrog must be positive, burn_in not negative; got {self.thin}, {self.leapfrog}, {self.burn_in}")
 
     @property
     def space(self) -> Space:
@@ -207,13 +208,12 @@ class ParallelTempering:
         Raises:
             ValueError: if n is not positive or a chain starts where u is not finite.
         """
-        if n < 1:
-            raise ValueError(f"the number of samples must be positive, got {n}")
-        began, before = time.perf_counter(), (self.target.n_energy, self.target.n_gradient)
+        check_count(n)
+        began, before = time.perf_counter(), self.target.n_gradient
         chains = len(self.start)
         draws = -(-n // chains)
         x, u = self._run(draws, generator)
-        cost = Cost(energy=self.target.n_energy - before[0], gradient=self.target.n_gradient - before[1], seconds=time.perf_counter() - began)
+        cost = Cost(gradient=self.target.n_gradient - before, seconds=time.perf_counter() - began)
         return Proposal(
             x=x.flatten(0, 1)[:n].clone(), log_q=-u.flatten()[:n], space=self.space, density=Density.UNNORMALISED,
             origin=Origin(method=self.method, system=self.system or self.target.name, seed=generator.initial_seed()), cost=cost,

@@ -24,7 +24,8 @@ class DoubleWell(PairTarget):
         name: printed with every figure.
     """
 
-    def __init__(self, n: int, d: int = 2, *, quartic: float = 0.9, quadratic: float = 4.0, r0: float = 4.0, name: str = "double-well") -> None:
+    def __init__(self, n: int, d: int = 2, *, quartic: float = 0.9, quadratic: float = 4.0, r0: float = 4.0,
+                 name: str = "double-well") -> None:
         super().__init__(name, n, d)
         self.quartic, self.quadratic, self.r0 = quartic, quadratic, r0
 

@@ -27,7 +27,8 @@ class GaussianMixture(CountedTarget):
         self.means, self.std = means.double(), std
 
     @classmethod
-    def random(cls, components: int, d: int = 2, *, half_width: float, std: float, seed: int = 0, name: str = "gaussian-mixture") -> GaussianMixture:
+    def random(cls, components: int, d: int = 2, *, half_width: float, std: float, seed: int = 0,
+               name: str = "gaussian-mixture") -> GaussianMixture:
         """Means uniform in a box, drawn in float32 as published.
 
             mu = 2 half_width (rand - 1/2)

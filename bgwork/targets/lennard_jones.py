@@ -24,7 +24,8 @@ class LennardJones(PairTarget):
         name: printed with every figure.
     """
 
-    def __init__(self, n: int, d: int = 3, *, depth: float = 2.0, r_min: float = 1.0, trap: float = 1.0, name: str = "lennard-jones") -> None:
+    def __init__(self, n: int, d: int = 3, *, depth: float = 2.0, r_min: float = 1.0, trap: float = 1.0,
+                 name: str = "lennard-jones") -> None:
         super().__init__(name, n, d, trap=trap)
         self.depth, self.r_min = depth, r_min
 

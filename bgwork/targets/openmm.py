@@ -29,8 +29,8 @@ class OpenMMTarget(CountedTarget):
 
         u(x) = U(x) / kT,  grad u = -F(x) / kT
 
-    The numbers do not depend on the number of workers, to the last bit. An energy of +inf (overlap) stays +inf; NaN and -inf, which no configuration
-    with a weight has, come back as NaN and are counted in `n_nan`. Energies leave out constraints, barostats and thermostats.
+    The numbers do not depend on the number of workers, to the last bit. An energy of +inf (overlap) stays +inf; NaN and -inf, which no
+    configuration with a weight has, come back as NaN and are counted in `n_nan`. Constraints, barostats and thermostats play no part.
 
     Example:
         >>> target = OpenMMTarget(lennard_jones_system(13), space=MeanFree(n=13, d=3), kT=1.0)
@@ -153,8 +153,8 @@ def lennard_jones_system(n: int, *, depth: float = 2.0, r_min: float = 1.0, trap
 
         u(x) = sum_{i<j} depth (r_min/r)^6 ((r_min/r)^6 - 2) + trap r^2 / 2n
 
-    The trap is a pair term because sum_{i<j} r_ij^2 = n sum_i |x_i - xbar|^2. A CustomBondForce over all pairs is, on the Reference platform, seven
-    times faster at n = 13 than the CustomNonbondedForce with the same expression.
+    The trap is a pair term because sum_{i<j} r_ij^2 = n sum_i |x_i - xbar|^2. A CustomBondForce over all pairs is, on the Reference
+    platform, seven times faster at n = 13 than the CustomNonbondedForce with the same expression.
 
     Args:
         n: number of particles.

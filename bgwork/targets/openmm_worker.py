@@ -1,7 +1,7 @@
 """Energies and forces of a batch in one OpenMM context, in this process or in a worker process of its own.
 
-Run as a script, this file is the worker: it reads requests from stdin and answers on stdout, in raw float64, until stdin closes. It imports neither
-bgwork nor the user's main module, so targets work in scripts without a main guard, in notebooks and on every platform.
+Run as a script, this file is the worker: it reads requests from stdin and answers on stdout, in raw float64, until stdin closes. It
+imports neither bgwork nor the user's main module, so that targets work in scripts without a main guard and in notebooks.
 """
 
 from __future__ import annotations
