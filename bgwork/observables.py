@@ -32,6 +32,11 @@ def pair_distance_min(x: Tensor) -> Tensor:
     return pair_distances(x).amin(1)
 
 
+def pair_distance_max(x: Tensor) -> Tensor:
+    """Largest pair distance, [B]."""
+    return pair_distances(x).amax(1)
+
+
 def radius_of_gyration(x: Tensor) -> Tensor:
     """sqrt(1/n sum_i |x_i - xbar|^2), [B]."""
     x = x.double()
@@ -48,6 +53,42 @@ def n_long_is(x: Tensor, *, count: int, cutoff: float = LONG) -> Tensor:
     return (n_long(x, cutoff=cutoff) == count).double()
 
 
+def dihedral(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
+    """Torsion angle about the middle bond of four atoms, [B] in (-pi, pi], positive clockwise looking along the bond (IUPAC 1974).
+
+    phi = atan2(|b2| b1 . (b2 x b3), (b1 x b2) . (b2 x b3)), b the three successive bond vectors (Blondel & Karplus 1996).
+
+    Args:
+        x: configurations [B, n, 3].
+        atoms: indices of the four atoms in order.
+    Raises:
+        ValueError: if x is not three-dimensional.
+    """
+    if x.shape[2] != 3:
+        raise ValueError(f"dihedral angles need three dimensions, got x of shape {tuple(x.shape)}")
+    b1, b2, b3 = x.double()[:, atoms, :].diff(dim=1).unbind(1)
+    normal = torch.linalg.cross(b2, b3)
+    return torch.atan2(b2.norm(dim=1) * (b1 * normal).sum(1), (torch.linalg.cross(b1, b2) * normal).sum(1))
+
+
+def rmsd(x: Tensor, *, reference: Tensor) -> Tensor:
+    """Root-mean-square deviation from a structure after the best translation and proper rotation, [B] (Kabsch 1976).
+
+    rmsd^2 = (|x|^2 + |y|^2 - 2 sum_k s_k) / n, with s_k the singular values of x^T y, the last one signed by its determinant.
+
+    Args:
+        x: configurations [B, n, d].
+        reference: [n, d], in the same order of atoms.
+    """
+    x, y = x.double(), reference.double()
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(0)
+    covariance = x.transpose(1, 2) @ y
+    s = torch.linalg.svdvals(covariance)
+    overlap = s[:, :-1].sum(1) + s[:, -1] * torch.linalg.det(covariance).sign()
+    square = x.square().sum((1, 2)) + y.square().sum() - 2 * overlap
+    return (square.clamp_min(0) / x.shape[1]).sqrt()
+
+
 def coordinate(x: Tensor, *, axis: int) -> Tensor:
     """Mean over particles of one Cartesian coordinate, [B]."""
     return x.double()[:, :, axis].mean(1)
@@ -61,6 +102,7 @@ def distance_from_origin(x: Tensor) -> Tensor:
 OBSERVABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "pair_distance_mean": pair_distance_mean,
     "pair_distance_min": pair_distance_min,
+    "pair_distance_max": pair_distance_max,
     "radius_of_gyration": radius_of_gyration,
     "n_long_4": lambda x: n_long(x).double(),
     "n_long_4_is_2": partial(n_long_is, count=2),
