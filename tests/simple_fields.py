@@ -21,7 +21,7 @@ def randomise(field: nn.Module, *, seed: int = 0, size: float = 0.5) -> nn.Modul
 
 @dataclass
 class Linear:
-    """v = A x on R^(nd), so that every Runge-Kutta step is the matrix sum_k (hA)^k / k! cut off at the order (exactly so for midpoint, rk4)."""
+    """v = A x on R^(nd): a Runge-Kutta step of order p with p stages is the matrix sum_{k <= p} (hA)^k / k!."""
 
     matrix: Tensor  # [nd, nd]
     n: int = 1

@@ -82,7 +82,7 @@ class ContinuousFlow:
         """
         check_configurations(x, self.space)
         z, integral = walk(self.field, x.double(), self.grid, self.grid.reversed, self.batch, self.on_batch)
-        return self.prior.log_prob(z) + integral
+        return self.prior.log_prob(z) - integral
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,7 +137,7 @@ class AdaptiveFlow:
         """
         check_configurations(x, self.space)
         z, integral, _ = self._solve(x.double(), (1.0, 0.0))
-        return self.prior.log_prob(z) + integral
+        return self.prior.log_prob(z) - integral
 
     @torch.no_grad()
     def _solve(self, x: Tensor, times: tuple[float, float]) -> tuple[Tensor, Tensor, int]:

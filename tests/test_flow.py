@@ -1,0 +1,258 @@
+"""The executed map: its density against brute force and closed forms, its certificate, its inverse, and what happens where it folds."""
+
+import math
+
+import pytest
+import torch
+from oracles import GaussianOracle
+from simple_fields import Linear, exploding, folding, randomise, squashing
+
+from bgwork.fields.egnn import EGNN
+from bgwork.fields.mlp import MLP
+from bgwork.fields.multihop import MultiHop, MultiHopConfig
+from bgwork.priors import Gaussian
+from bgwork.records import Density, Origin
+from bgwork.samplers.flow import Flow
+from bgwork.samplers.integrators import TABLEAUS, Grid, step, step_with_divergence, step_with_jacobian
+from bgwork.samplers.ode import ContinuousFlow
+from bgwork.spaces import Euclidean, MeanFree
+
+LINE, PLANE, DW4 = Euclidean(n=1, d=1), Euclidean(n=1, d=2), MeanFree(n=4, d=2)
+A = torch.tensor([[0.3, -0.8], [0.5, -0.6]], dtype=torch.float64)
+FIELDS = {
+    "mlp": (PLANE, lambda: MLP(1, 2, hidden=16, depth=3)),
+    "egnn": (DW4, lambda: EGNN(4, 2, layers=2, hidden=8, reach=1.0)),
+    "two hops": (DW4, lambda: MultiHop(4, 2, MultiHopConfig(hidden=8, message=6, vectors=4, node_hidden=10, n_basis=6))),
+}
+every_integrator = pytest.mark.parametrize("integrator", TABLEAUS)
+
+
+def flow(space, field, *, integrator="midpoint", steps=4, std=1.0, **options):
+    grid = Grid(integrator=integrator, steps=steps)
+    return Flow(prior=Gaussian(space=space, std=std), field=field, origin=Origin(method="flow", system="test"), grid=grid, **options)
+
+
+def made(name, **options):
+    space, build = FIELDS[name]
+    torch.manual_seed(0)
+    return flow(space, randomise(build()), **options)
+
+
+def seed(value=0):
+    return torch.Generator().manual_seed(value)
+
+
+def whole_map(sampler, z):
+    """T(z) for one configuration as a function that autograd sees through, all steps at once."""
+    x = z[None]
+    for t, h in sampler.grid.intervals:
+        x = step(sampler.field, sampler.grid.tableau, t, h, x)
+    return x[0]
+
+
+@every_integrator
+@pytest.mark.parametrize("name", FIELDS)
+def test_log_q_is_the_determinant_of_the_whole_map(name, integrator):
+    sampler = made(name, integrator=integrator, steps=3)
+    proposal = sampler.sample(4, generator=seed())
+    z = sampler.prior.sample(4, generator=seed())
+    for k in range(4):
+        jacobian = torch.autograd.functional.jacobian(lambda y: whole_map(sampler, y), z[k]).reshape(2 * [z[k].numel()])
+        sign, log_det = torch.linalg.slogdet(jacobian)
+        assert abs(log_det) > 1e-3
+        assert proposal.sign[k] == sign
+        assert proposal.log_q[k] == pytest.approx((sampler.prior.log_prob(z[k : k + 1]) - log_det).item(), abs=1e-10)
+        torch.testing.assert_close(proposal.x[k], whole_map(sampler, z[k]), rtol=0, atol=1e-12)
+
+
+def test_full_determinant_is_that_of_the_mean_free_subspace():
+    sampler = made("egnn")
+    z = sampler.prior.sample(1, generator=seed())
+    jacobian = torch.autograd.functional.jacobian(lambda y: whole_map(sampler, y), z[0]).reshape(8, 8)
+    helmert = torch.linalg.svd(torch.eye(4, dtype=torch.float64) - 0.25)[0][:, :3].contiguous()
+    basis = torch.kron(helmert, torch.eye(2, dtype=torch.float64))  # orthonormal, 8 x 6
+    inside = torch.linalg.slogdet(basis.T @ jacobian @ basis)[1]
+    assert sampler.push(z).log_det.item() == pytest.approx(inside.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("integrator,order", [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_linear_field_in_closed_form(integrator, order):
+    steps, std = 3, 1.7
+    one = sum(torch.linalg.matrix_power(A / steps, k) / math.factorial(k) for k in range(order + 1))
+    matrix = torch.linalg.matrix_power(one, steps)
+    proposal = flow(PLANE, Linear(A), integrator=integrator, steps=steps, std=std).sample(50, generator=seed())
+    exact = torch.distributions.MultivariateNormal(torch.zeros(2).double(), std**2 * matrix @ matrix.T)
+    torch.testing.assert_close(proposal.log_q, exact.log_prob(proposal.x[:, 0]), rtol=0, atol=1e-12)
+    assert proposal.certificate.smallest_singular == pytest.approx(torch.linalg.svdvals(one)[-1].item(), abs=1e-12)
+
+
+@every_integrator
+def test_order_of_convergence(integrator):
+    sampler = made("mlp")
+    z = 2 * sampler.prior.sample(16, generator=seed())
+
+    def end(steps, which):
+        x, integral = z, 0.0
+        for t, h in Grid(integrator=which, steps=steps).intervals:
+            x, increment = step_with_divergence(sampler.field, TABLEAUS[which], t, h, x)
+            integral = integral + increment
+        return torch.cat([x.flatten(), integral])
+
+    truth = end(256, "rk4")
+    ratio = (end(32, integrator) - truth).norm() / (end(64, integrator) - truth).norm()
+    assert math.log2(ratio) == pytest.approx(TABLEAUS[integrator].order, abs=0.3)
+
+
+@every_integrator
+def test_the_three_kinds_of_step_agree(integrator):
+    sampler = made("egnn")
+    x = sampler.prior.sample(3, generator=seed())
+    ends = [kind(sampler.field, TABLEAUS[integrator], 0.2, 0.3, x) for kind in (step, step_with_divergence, step_with_jacobian)]
+    torch.testing.assert_close(ends[0], ends[1][0], rtol=0, atol=1e-13)
+    torch.testing.assert_close(ends[0], ends[2][0], rtol=0, atol=1e-13)
+
+
+def test_unequal_steps_and_doubling():
+    times = (0.0, 0.5, 0.8, 1.0)
+    grid = Grid(integrator="euler", steps=3, times=times)
+    assert [t for t, _ in grid.intervals] == [0.0, 0.5, 0.8]
+    assert grid.reversed[0] == (pytest.approx(1.0), pytest.approx(-0.2))
+    assert [t for t, _ in grid.doubled().intervals] == pytest.approx([0.0, 0.25, 0.5, 0.65, 0.8, 0.9])
+    assert Grid(integrator="rk4", steps=5).evaluations == 20
+
+
+def test_density_integrates_to_one_over_the_plane():
+    sampler = made("mlp", steps=2, batch=4096)
+    axis = torch.linspace(-9, 9, 73, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)[:, None]
+    q = sampler.log_prob(grid).exp()
+    assert q.sum().item() * 0.25**2 == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_log_prob_of_own_samples_is_their_log_q(name):
+    sampler = made(name)
+    proposal = sampler.sample(8, generator=seed())
+    inversion = sampler.invert(proposal.x)
+    assert proposal.density is Density.EXACT and inversion.converged.all()
+    torch.testing.assert_close(inversion.log_prob, proposal.log_q, rtol=0, atol=1e-9)
+    torch.testing.assert_close(inversion.z, sampler.prior.sample(8, generator=seed()), rtol=0, atol=1e-9)
+    assert inversion.error.max() < 1e-9 and inversion.iterations.min() >= 4
+
+
+def test_a_float32_network_keeps_the_density_to_its_round_off():
+    exact = made("two hops")
+    single = made("two hops")
+    single.field.float()
+    a, b = exact.sample(32, generator=seed()), single.sample(32, generator=seed())
+    assert b.x.dtype == b.log_q.dtype == torch.float64 and b.density is Density.EXACT
+    torch.testing.assert_close(a.log_q, b.log_q, rtol=0, atol=1e-4)
+    torch.testing.assert_close(single.log_prob(b.x), b.log_q, rtol=0, atol=1e-4)
+
+
+def test_log_q_is_invariant_and_log_prob_independent_of_batch_mates():
+    sampler = made("two hops", steps=2)
+    x = sampler.sample(6, generator=seed()).x
+    log_q = sampler.log_prob(x)
+    rotation = torch.linalg.qr(torch.randn(2, 2, generator=seed(1), dtype=torch.float64))[0]
+    permuted = x[:, torch.tensor([2, 0, 3, 1])]
+    for moved, expected in ((x @ rotation.T, log_q), (permuted, log_q), (x.flip(0), log_q.flip(0)), (x[:1], log_q[:1])):
+        torch.testing.assert_close(sampler.log_prob(moved), expected, rtol=0, atol=1e-9)
+
+
+def test_no_bias_at_few_steps_where_the_divergence_integral_has_one():
+    target = GaussianOracle(space=PLANE)
+    errors = {}
+    for kind in (Flow, ContinuousFlow):
+        field = Linear(torch.diag(torch.tensor([-1.5, 0.9], dtype=torch.float64)))
+        sampler = kind(prior=Gaussian(space=PLANE, std=4.0), field=field, origin=Origin(method="flow", system="test"), grid=Grid(steps=2))
+        proposal = sampler.sample(20_000, generator=seed())
+        w = torch.exp(-target.u(proposal.x) - proposal.log_q - target.log_z)
+        errors[kind] = (w.mean() - 1).item() / (w.std().item() / math.sqrt(len(w)))
+    assert abs(errors[Flow]) < 4 < abs(errors[ContinuousFlow])
+
+
+def folded_weights(steps, n=20_000):
+    target = GaussianOracle(space=LINE)
+    proposal = flow(LINE, folding(), integrator="euler", steps=steps, std=2.0, batch=4096).sample(n, generator=seed())
+    return proposal, torch.exp(-target.u(proposal.x) - proposal.log_q - target.log_z)
+
+
+def test_a_fold_is_counted_and_refuses_the_certificate():
+    proposal, w = folded_weights(steps=1)
+    negative = (proposal.sign < 0).double()
+    stderr = w.std() / math.sqrt(len(w))
+    signed = proposal.sign * w
+    assert proposal.density is Density.UNCERTIFIED and "determinant <= 0" in proposal.note
+    assert proposal.certificate.n_negative == negative.sum() > 1000
+    assert proposal.certificate.n_round_trip_failed > 0  # Newton came back to another preimage
+    assert w.mean() - 1 > 10 * stderr
+    assert abs(signed.mean() - 1) < 4 * signed.std() / math.sqrt(len(w))
+    assert w.mean() - signed.mean() == pytest.approx((2 * negative * w).mean().item(), abs=1e-12)
+
+
+def test_more_steps_unfold_the_same_flow():
+    proposal, w = folded_weights(steps=8)
+    assert proposal.density is Density.EXACT and proposal.certificate.n_negative == 0
+    assert abs(w.mean() - 1) < 4 * w.std() / math.sqrt(len(w))
+
+
+def test_points_outside_the_image_have_no_density():
+    sampler = flow(LINE, squashing(), integrator="euler", steps=1)
+    inversion = sampler.invert(torch.tensor([0.5, 2.0, -0.9, -1.5]).double().view(-1, 1, 1))
+    assert inversion.converged.tolist() == [True, False, True, False]
+    assert torch.isnan(inversion.log_prob).tolist() == torch.isnan(inversion.error).tolist() == [False, True, False, True]
+    z = math.atanh(0.5)
+    exact = -z * z / 2 - 0.5 * math.log(2 * math.pi) - math.log(1 - 0.5**2)
+    assert inversion.log_prob[0].item() == pytest.approx(exact, abs=1e-9)
+
+
+def test_held_out_configurations_outside_the_image_refuse_the_certificate():
+    held_out = torch.tensor([0.5, 2.0, -0.9]).double().view(-1, 1, 1)
+    proposal = flow(LINE, squashing(), integrator="euler", steps=1, round_trip=held_out).sample(10, generator=seed())
+    certificate = proposal.certificate
+    assert (certificate.n_round_trip, certificate.n_round_trip_failed, certificate.round_trip_of) == (3, 1, "reference")
+    assert proposal.density is Density.UNCERTIFIED and certificate.n_negative == 0 and certificate.round_trip_error < 1e-9
+    kept = flow(LINE, squashing(), integrator="euler", steps=1, round_trip=held_out[:1]).sample(10, generator=seed())
+    assert kept.density is Density.EXACT
+
+
+def test_without_a_round_trip_there_is_no_certificate():
+    proposal = made("mlp", n_round_trip=0).sample(5, generator=seed())
+    assert proposal.density is Density.UNCERTIFIED and proposal.certificate.round_trip_of == "none"
+
+
+def test_lost_trajectories_are_kept_and_counted():
+    proposal = flow(LINE, exploding()).sample(200, generator=seed())
+    lost = sampler_prior_draws(200) >= 1.5
+    assert len(proposal) == 200 and 0 < lost.sum() < 200
+    assert torch.equal(torch.isnan(proposal.x[:, 0, 0]), lost) and torch.equal(torch.isnan(proposal.log_q), lost)
+    assert proposal.certificate.n_negative == lost.sum() and proposal.density is Density.UNCERTIFIED
+    assert proposal.certificate.n_round_trip_failed == lost[:64].sum()
+
+
+def sampler_prior_draws(n):
+    return Gaussian(space=LINE).sample(n, generator=seed())[:, 0, 0]
+
+
+def test_evaluations_are_counted():
+    sampler = made("mlp", n_round_trip=0)
+    calls = []
+    sampler.field.register_forward_hook(lambda *_: calls.append(1))
+    cost = sampler.sample(10, generator=seed()).cost
+    assert cost.network == cost.jacobian == 10 * 8 and cost.seconds > 0
+    inversion = made("mlp").invert(torch.zeros(3, 1, 2).double())
+    newton = 2 * int(inversion.iterations.sum())
+    assert inversion.cost.jacobian == newton and inversion.cost.network == newton + 3 * 8 + 3 * 8
+
+
+@pytest.mark.parametrize("options,message", [
+    ({"integrator": "leapfrog"}, "unknown integrator 'leapfrog'; choose one of euler, midpoint, heun, rk4"),
+    ({"steps": 0}, "steps must be a positive integer, got 0"),
+    ({"steps": 2.5}, "steps must be a positive integer"),
+    ({"steps": 2, "times": (0.0, 1.0)}, "2 steps need 3"),
+    ({"steps": 2, "times": (0.0, 0.7, 0.7)}, "increase from 0 to 1"),
+])
+def test_impossible_grids_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Grid(**options)
