@@ -161,7 +161,7 @@ class MultiHop(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """v [B, n, d] for t scalar or [B] and x [B, n, d]."""
-        temb, pairs, state = self.time(t, len(x)), pairs_of(x), None
+        temb, pairs, state = self.time(t, len(x)), pairs_of(x.to(self.mask.dtype)), None
         f = self.radial(pairs.dist, temb)
         for hop in self.hops:
             state, _ = hop(f, pairs, state, temb, self.mask)

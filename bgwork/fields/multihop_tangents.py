@@ -182,7 +182,7 @@ def contracted_tangents(field: MultiHop, geo: Geometry, traces: list[HopTrace]) 
 def run_hops(field: MultiHop, t: Tensor, x: Tensor) -> tuple[Geometry, NodeState, list[HopTrace]]:
     """The forward pass up to the readout, with what the tangents need."""
     temb, state, traces = field.time(t, len(x)), None, []
-    geo = geometry(field, temb, x)
+    geo = geometry(field, temb, x.to(field.mask.dtype))
     for hop in field.hops:
         state, trace = hop(geo.f, geo.pairs, state, temb, field.mask)
         traces.append(trace)

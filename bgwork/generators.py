@@ -1,0 +1,78 @@
+"""Generators: files of averaged weights with their recipe, shipped with a system or trained by the user, as ready flows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bgwork import store
+from bgwork.priors import Gaussian
+from bgwork.provenance import file_fingerprint
+from bgwork.recipes import DEFAULT, build_field, parse_recipe
+from bgwork.records import Origin
+from bgwork.samplers.flow import Flow
+from bgwork.system import System, load_system
+
+
+class GeneratorError(ValueError):
+    """A generator that does not exist or does not belong to the system."""
+
+
+def shipped_generators(system: System) -> tuple[str, ...]:
+    """Names of the recipes for which the system holds a trained generator."""
+    return tuple(sorted(path.stem for path in (system.path / "generators").glob("*.safetensors")))
+
+
+def generator_path(name_or_path: str | Path, *, recipe: str = DEFAULT) -> Path:
+    """File of a generator: a .safetensors file, a training run's folder, or the shipped one of a system.
+
+    Raises:
+        GeneratorError: naming what the system has.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".safetensors" or (path / "generator.safetensors").exists():
+        return path if path.suffix == ".safetensors" else path / "generator.safetensors"
+    system = load_system(name_or_path)
+    known = shipped_generators(system)
+    if recipe in known or len(known) == 1:
+        return system.path / "generators" / f"{recipe if recipe in known else known[0]}.safetensors"
+    raise GeneratorError(f"{system.name} has no generator {recipe!r} (it has: {', '.join(known) or 'none'}); `bgwork train {system.name}` makes one")
+
+
+def load_generator(name_or_path: str | Path, *, recipe: str = DEFAULT, system: System | None = None) -> Flow:
+    """A trained generator as a flow on its recipe's grid.
+
+    Args:
+        name_or_path: a system's name (its shipped generator), a .safetensors file or a training run's folder.
+        recipe: which of a system's generators.
+        system: what it must belong to; by default the system named in the file.
+    Raises:
+        GeneratorError: if it does not exist or was trained for another system.
+        FileError: if the file is truncated, a pickle, or not a generator of bgwork.
+
+    Example:
+        >>> flow = load_generator("dw4")
+        >>> flow.sample(4, generator=torch.Generator().manual_seed(0)).x.shape
+        torch.Size([4, 4, 2])
+    """
+    path = generator_path(name_or_path, recipe=recipe)
+    tensors, meta = store.load_checkpoint(path)
+    if meta.get("kind") != "generator":
+        raise GeneratorError(f"{path} does not hold a generator")
+    system = system or load_system(meta["system"])
+    if system.name != meta["system"]:
+        raise GeneratorError(f"{path} was trained for {meta['system']}, not for {system.name}; give a generator of {system.name}")
+    return _build(path, tensors, meta, system)
+
+
+def _build(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any], system: System) -> Flow:
+    recipe = parse_recipe(meta["recipe"], source=f"the recipe in {path}")
+    field = build_field(recipe, system.space, seed=0)
+    missing, unexpected = field.load_state_dict(tensors, strict=False)
+    lacking = set(missing) & {name for name, _ in field.named_parameters()}
+    if lacking or unexpected:
+        raise GeneratorError(f"{path} does not fit its recipe: {len(lacking)} weights missing, {len(unexpected)} unknown; it was damaged or edited")
+    origin = Origin(method=f"flow {meta['recipe_name']}", system=system.name, config_hash=file_fingerprint(path), commit=meta["commit"])
+    return Flow(prior=Gaussian(space=system.space, std=meta["prior_std"]), field=field.eval(), origin=origin, grid=recipe.sampler.build())
