@@ -1,0 +1,199 @@
+"""Equilibrium reference data: many independent chains from different starts, checked before they may be saved.
+
+Checks: rank-normalised split R-hat of every observable below 1.01; the virial <x . grad u> equals the dimension of the space within 4
+standard errors (integration by parts: true of every equilibrium distribution); averages from different starts agree within 4.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bgwork import store
+from bgwork.observables import OBSERVABLES
+from bgwork.provenance import commit, versions
+from bgwork.records import Cost, Density, Estimate, Origin, Proposal, with_edit
+from bgwork.samplers.batches import check_count
+from bgwork.samplers.convergence import by_chain, chain_average, split_rhat
+from bgwork.samplers.mcmc import HMC, ParallelTempering, Progress, silent
+from bgwork.samplers.starts import STARTS
+from bgwork.system import System
+from bgwork.targets.gaussian_mixture import GaussianMixture
+
+RHAT_LIMIT = 1.01
+Z_LIMIT = 4.0
+BATCH = 5000
+
+
+class ReferenceError(ValueError):
+    """Reference data that failed a check, or cannot be made as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One figure and the limit it must stay below (NaN fails).
+
+    Attributes:
+        name: of the check.
+        value: what was measured.
+        limit: what it must be below.
+        text: what the value was made from.
+    """
+
+    name: str
+    value: float
+    limit: float
+    text: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.value < self.limit
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value:.4g} (must be below {self.limit:g}){' - ' + self.text if self.text else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRun:
+    """Equilibrium configurations with their checks.
+
+    Attributes:
+        proposal: configurations, UNNORMALISED, `group` = chain.
+        checks: all of them must have passed before `save` writes anything.
+        estimates: averages of all observables, "u" and "virial", with stderr over chains.
+        made: how: sampler, chains, seed, number, commit, versions.
+    """
+
+    proposal: Proposal
+    checks: tuple[Check, ...]
+    estimates: dict[str, Estimate]
+    made: dict[str, Any]
+
+
+def generate(system: System, n: int, *, seed: int, progress: Progress = silent) -> ReferenceRun:
+    """Draw n equilibrium configurations of a system and check them.
+
+    Args:
+        system: says by `system.reference` which sampler, how many chains and which starts.
+        n: number of configurations.
+        seed: of everything random.
+        progress: called as progress(done, total, text).
+    Returns:
+        The run; look at `checks`, or let `save` do so.
+    Raises:
+        ReferenceError: if n is too small for chains that can be compared.
+    """
+    check_count(n)
+    settings, kinds = system.reference, len(system.reference.starts) or 1
+    chains = max(2 * kinds, min(settings.chains, n // settings.draws) // kinds * kinds)
+    if n < 4 * chains:
+        raise ReferenceError(f"{n} configurations are too few to compare {chains} chains; ask for at least {4 * chains}")
+    generator = torch.Generator().manual_seed(seed)
+    if settings.sampler == "exact":
+        proposal = _exact(system, n, chains, generator=generator)
+    else:
+        proposal = _chains(system, chains, progress, generator=generator).sample(n, generator=generator)
+    proposal = replace(proposal, origin=replace(proposal.origin, seed=seed, commit=commit()))
+    values, group = measure(system, proposal), proposal.group
+    made = {"system": system.name, "n": n, "seed": seed, "chains": chains, "settings": settings.model_dump(), "commit": commit(),
+            "versions": versions(), "cost": asdict(proposal.cost)}
+    return ReferenceRun(
+        proposal=proposal, checks=tuple(check(values, group, group * kinds // chains, dimension=system.space.dim)),
+        estimates={name: chain_average(v, group) for name, v in values.items()}, made=made)
+
+
+def measure(system: System, proposal: Proposal) -> dict[str, Tensor]:
+    """Every observable of the system, "u" and "virial" at each configuration, [N] each."""
+    parts = [system.differentiable_target.u_and_grad(x) for x in proposal.x.split(BATCH)]
+    virial = torch.cat([(x * grad).sum((1, 2)) for x, (_, grad) in zip(proposal.x.split(BATCH), parts, strict=True)])
+    values = {"u": torch.cat([u for u, _ in parts]), "virial": virial}
+    for name in (*system.observables, *([system.basins] if system.basins else [])):
+        if name not in values:
+            values[name] = torch.cat([OBSERVABLES[name](x) for x in proposal.x.split(BATCH)])
+    return values
+
+
+def check(values: dict[str, Tensor], group: Tensor, start: Tensor, *, dimension: int) -> list[Check]:
+    """The checks of this module's docstring.
+
+    Args:
+        values: [N] values by observable, "virial" among them.
+        group: [N] chain of each row.
+        start: [N] kind of start of each row's chain.
+        dimension: of the space, which the virial must equal.
+    """
+    checks = [Check(name=f"split R-hat of {name}", value=split_rhat(by_chain(v, group)), limit=RHAT_LIMIT) for name, v in values.items()]
+    virial = chain_average(values["virial"], group)
+    checks.append(Check(name="virial, distance from its exact value in standard errors", limit=Z_LIMIT,
+                        value=abs(virial.value - dimension) / virial.stderr, text=f"{virial}, exactly {dimension}"))
+    if len(kinds := start.unique().tolist()) > 1:
+        for name, v in values.items():
+            means = [chain_average(v[start == kind], group[start == kind]) for kind in kinds]
+            apart = max(abs(a.z(b)) for k, a in enumerate(means) for b in means[:k])
+            checks.append(Check(name=f"starts agree on {name}, difference in standard errors", value=apart, limit=Z_LIMIT,
+                                text=", ".join(map(str, means))))
+    return checks
+
+
+def save(run: ReferenceRun, folder: Path, *, stem: str = "samples", command: str = "") -> None:
+    """Write folder/stem.npz and folder/reference.json (estimates, checks, how it was made).
+
+    Raises:
+        ReferenceError: if a check failed; nothing is written then.
+        FileError: if the folder cannot be written.
+    """
+    failed = [str(c) for c in run.checks if not c.passed]
+    if failed:
+        remedy = "ask for more samples, or set a longer burn_in and thin in system.toml"
+        raise ReferenceError("\n  ".join([f"not saved, {len(failed)} of {len(run.checks)} checks failed ({remedy}):", *failed]))
+    store.save_samples(Path(folder) / f"{stem}.npz", run.proposal)
+    checks = [{**asdict(c), "passed": c.passed} for c in run.checks]
+    store.write_json(Path(folder) / "reference.json", {"estimates": run.estimates, "checks": checks, "command": command, **run.made})
+
+
+def thinned(run: ReferenceRun, keep: int) -> ReferenceRun:
+    """The same run with about `keep` of its configurations, evenly spaced along every chain; estimates and checks stay those of the whole.
+
+    Raises:
+        ReferenceError: if fewer configurations are asked for than there are chains.
+    """
+    chains, n = int(run.proposal.group.max()) + 1, len(run.proposal)
+    draws, kept = n // chains, keep // chains
+    if not 1 <= kept <= draws:
+        raise ReferenceError(f"cannot keep {keep} of {n} configurations from {chains} chains; choose between {chains} and {n}")
+    stride = draws // kept
+    rows = (torch.arange(stride - 1, kept * stride, stride)[:, None] * chains + torch.arange(chains)).flatten()
+    proposal = replace(run.proposal, x=run.proposal.x[rows], log_q=run.proposal.log_q[rows], group=run.proposal.group[rows])
+    return replace(run, proposal=with_edit(proposal, f"kept every {stride}th draw of {n} configurations"))
+
+
+def _chains(system: System, chains: int, progress: Progress, *, generator: torch.Generator) -> HMC | ParallelTempering:
+    """The system's Markov chain sampler, with an equal number of chains from each kind of start."""
+    settings, target = system.reference, system.differentiable_target
+    share = chains // len(settings.starts)
+    start = torch.cat([STARTS[kind](target, share, spacing=settings.spacing, generator=generator) for kind in settings.starts])
+    tuning = {"burn_in": settings.burn_in, "thin": settings.thin, "leapfrog": settings.leapfrog, "step": settings.step}
+    if settings.sampler == "hmc":
+        return HMC(target=target, start=start, system=system.name, progress=progress, **tuning)
+    return ParallelTempering(target=target, start=start, betas=tuple(settings.betas), system=system.name, progress=progress, **tuning)
+
+
+def _exact(system: System, n: int, chains: int, *, generator: torch.Generator) -> Proposal:
+    """Independent draws of a target that can be drawn from directly, dealt out to as many groups as there would be chains.
+
+    Raises:
+        ReferenceError: if the target has no `sample`.
+    """
+    target = system.differentiable_target
+    if not isinstance(target, GaussianMixture):
+        raise ReferenceError(f"{system.name} cannot be drawn from directly; set reference.sampler to \"hmc\" in its system.toml")
+    began = time.perf_counter()
+    x = target.sample(n, generator=generator)
+    log_q = -target.u(x)
+    return Proposal(x=x, log_q=log_q, space=system.space, density=Density.UNNORMALISED, origin=Origin(method="exact", system=system.name),
+                    cost=Cost(energy=n, seconds=time.perf_counter() - began), group=torch.arange(n) % chains)
