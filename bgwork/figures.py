@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from bgwork.error_bars import delta_stderr
 from bgwork.observables import pair_distances
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import ess, log_z, normalised_weights
+from bgwork.samplers.diagnosis import Comparison
 
 REFERENCE, WEIGHTED, RAW, WARNING = "#222222", "#0b6cb8", "#e08214", "#b2182b"
 STYLE = {
@@ -26,6 +26,7 @@ STYLE = {
     "savefig.dpi": 130,
 }
 BINS = 50
+EQUAL = 1e-6  # range of log-weights below which they are all equal and make no picture
 FAINT = -20.0  # log w / <w> below which a weight is only counted in the picture
 
 
@@ -71,14 +72,15 @@ def energies(weighted: WeightedSamples, reference: WeightedSamples | None) -> Fi
 def geometry(weighted: WeightedSamples, reference: WeightedSamples | None, *, length_unit: str) -> Figure:
     """Pair distances, raw and reweighted, against the reference; for one particle, its coordinates."""
     space = weighted.proposal.space
+    unit = "" if length_unit == "1" else f"  [{length_unit}]"
     with mpl.rc_context(STYLE):
         if space.n > 1:
             figure = Figure(figsize=(6.4, 3.8))
-            _compare(figure, weighted, reference, lambda samples: pair_distances(samples.x)[:, :, None], (f"distance  [{length_unit}]",))
+            _compare(figure, weighted, reference, lambda samples: pair_distances(samples.x)[:, :, None], (f"distance{unit}",))
             figure.axes[0].set_title("Pair distances")
         else:
             figure = Figure(figsize=(3.4 * space.d, 3.6))
-            names = tuple(f"$x_{k + 1}$  [{length_unit}]" for k in range(space.d))
+            names = tuple(f"$x_{k + 1}${unit}" for k in range(space.d))
             _compare(figure, weighted, reference, lambda samples: samples.x, names)
             figure.axes[0].set_title("Coordinates")
     return figure
@@ -130,6 +132,12 @@ def _edges(own: Tensor, other: Tensor) -> np.ndarray:
     low = max(min(np.quantile(own, 0.005), low), low - reach)
     high = min(max(np.quantile(own, 0.98), high), high + reach)
     return np.linspace(low, high, BINS + 1)
+
+
+def spread(weighted: WeightedSamples) -> float:
+    """Range of the finite log-weights; MCMC samples of the target itself have none but round-off."""
+    finite = weighted.log_w[torch.isfinite(weighted.log_w)]
+    return (finite.max() - finite.min()).item()
 
 
 def weights(weighted: WeightedSamples, *, pareto_k: float, limit: float) -> Figure:
@@ -186,18 +194,18 @@ def growth(weighted: WeightedSamples) -> Figure:
     return figure
 
 
-def populations(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> Figure:
+def populations(ours: Mapping[str, Estimate], theirs: Mapping[str, Comparison]) -> Figure:
     """Populations of basins with one standard error, beside the reference where there is one."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 1.7 + 0.45 * len(ours)))
+        figure = Figure(figsize=(max(4.2, min(9.0, 2.0 + 0.5 * len(ours))), 3.6))
         axes = figure.subplots()
-        for shift, estimates, colour, label in ((-0.14, theirs, REFERENCE, "reference"), (0.14, ours, WEIGHTED, "reweighted (1 stderr)")):
-            shown = [(row + shift, estimates[name]) for row, name in enumerate(ours) if name in estimates]
-            axes.errorbar([e.value for _, e in shown], [row for row, _ in shown], xerr=[e.stderr for _, e in shown], fmt="o", ms=5,
-                          capsize=3, color=colour, label=label)
-        axes.set(yticks=range(len(ours)), yticklabels=list(ours), ylim=(len(ours) - 0.4, -0.6), xlim=(0, None), xlabel="population",
-                 title="Basins")
-        axes.xaxis.set_major_locator(MaxNLocator(7))
+        for shift, values, colour, label in ((-0.14, theirs, REFERENCE, "reference"), (0.14, ours, WEIGHTED, "reweighted (1 stderr)")):
+            shown = [(place + shift, values[name]) for place, name in enumerate(ours) if name in values]
+            axes.errorbar([place for place, _ in shown], [e.value for _, e in shown], [e.stderr for _, e in shown], fmt="o", ms=4,
+                          capsize=2, lw=1.2, color=colour, label=label)
+        axes.set(xticks=range(len(ours)), xlabel="basin", ylabel="population", ylim=(0, None), title="Basins")
+        axes.set_xticklabels(list(ours), fontsize=10 if len(ours) <= 20 else 7)
+        axes.grid(axis="x", visible=False)
         figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return figure
 

@@ -1,1 +1,128 @@
-"""One HTML page from stored records; never samples."""
+"""The report of a run, report.json and report.html, from stored records; nothing is sampled here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bgwork import figures, page, store
+from bgwork.observables import OBSERVABLES
+from bgwork.provenance import commit, file_fingerprint
+from bgwork.records import Estimate, WeightedSamples
+from bgwork.reweighting import average, expectation, weigh
+from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
+from bgwork.system import System, reference_samples
+
+GROWTH = "Estimates from the first N samples. A fall of ESS or a jump of log Z at the end means: not enough samples."
+
+
+class ReportError(ValueError):
+    """A report that cannot be made as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Where the two files lie, and what report.json holds."""
+
+    json: Path
+    html: Path
+    content: Mapping[str, Any]
+
+
+def observables_of(system: System, names: Sequence[str] | None = None) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Functions by name; the reduced energy "u" is always estimated and not among them.
+
+    Args:
+        system: whose own observables are the default.
+        names: those wanted.
+    Raises:
+        ReportError: for an unknown name, naming the known ones.
+    """
+    wanted = system.observables if names is None else names
+    unknown = [name for name in wanted if name != "u" and name not in OBSERVABLES]
+    if unknown:
+        raise ReportError(f"unknown observable {', '.join(map(repr, unknown))}; known are u, {', '.join(OBSERVABLES)}")
+    return {name: OBSERVABLES[name] for name in wanted if name != "u"}
+
+
+def average_all(weighted: WeightedSamples, system: System, names: Sequence[str] | None = None) -> dict[str, Estimate]:
+    """Averages by name, in the order asked for.
+
+    Args:
+        weighted: samples.
+        system: whose own observables are the default.
+        names: observables wanted, "u" for the reduced energy.
+    Raises:
+        ReportError: for an unknown name.
+    """
+    functions = observables_of(system, names)
+    wanted = system.observables if names is None else names
+    return {name: expectation(weighted, functions[name]) if name in functions else average(weighted, weighted.u) for name in wanted}
+
+
+def kept_report(folder: Path) -> Report | None:
+    """The report in a folder, if it was made from the very files that lie there now."""
+    report = Report(json=folder / "report.json", html=folder / "report.html", content={})
+    if not (report.json.exists() and report.html.exists()):
+        return None
+    content = store.read_json(report.json)
+    return replace(report, content=content) if content.get("made_from") == made_from(folder) else None
+
+
+def made_from(folder: Path) -> dict[str, str]:
+    """Fingerprints of the files that a report rests on, and the commit of the code."""
+    files = [folder / name for name in ("samples.npz", "held_out.safetensors")]
+    return {"code": commit(), **{file.name: file_fingerprint(file) for file in files if file.exists()}}
+
+
+def write_report(folder: Path, weighted: WeightedSamples, system: System, *, held_out_log_q: Tensor | None,
+                 provenance: Mapping[str, Any]) -> Report:
+    """Diagnose stored samples and write report.json and report.html.
+
+    Args:
+        folder: of the run.
+        weighted: its samples.
+        system: they were drawn for.
+        held_out_log_q: [M] the generator's log-density at the first M reference samples of the system, where that is known.
+        provenance: command, commit, versions and whatever else says where the numbers come from.
+    """
+    known = weighed_reference(system)
+    compared = known if held_out_log_q is None else figures.select(known, slice(len(held_out_log_q)))
+    reference = ReferenceSet(samples=compared, log_q=held_out_log_q, estimates=system.references)
+    basin_of = OBSERVABLES[system.basins] if system.basins else None
+    diagnosis = diagnose(weighted, reference=reference, observables=observables_of(system), basin_of=basin_of)
+    content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder)}
+    report = Report(json=folder / "report.json", html=folder / "report.html", content=content)
+    store.write_text(report.html, page.render(content, pictures(weighted, diagnosis, known, system)))
+    store.write_json(report.json, content)
+    return report
+
+
+def weighed_reference(system: System) -> WeightedSamples | None:
+    """The reference samples kept with the system and their energies, if it has any."""
+    return weigh(reference_samples(system), system.target) if (system.path / "reference.npz").exists() else None
+
+
+def pictures(weighted: WeightedSamples, diagnosis: Diagnosis, reference: WeightedSamples | None,
+             system: System) -> list[tuple[Figure, str]]:
+    """The figures that these samples allow, each with its caption."""
+    shown = [
+        (figures.energies(weighted, reference), "Reduced energy: as generated, reweighted, and in the reference samples."),
+        (figures.geometry(weighted, reference, length_unit=system.length_unit), "The same for the geometry."),
+    ]
+    if diagnosis.basins:
+        shown.append((figures.populations(diagnosis.basins, diagnosis.basin_reference), "Population of each basin."))
+    z = {name: truth.z for name, truth in diagnosis.reference.items() if math.isfinite(truth.z)}
+    if z:
+        shown.append((figures.deviations(z), "Every average against its reference value; the dashed lines are at four standard errors."))
+    if figures.spread(weighted) > figures.EQUAL:
+        caption = "Left: the log-weights. Right: how many samples lie above a weight, with the Pareto fit of the tail."
+        shown.append((figures.weights(weighted, pareto_k=diagnosis.pareto_k, limit=diagnosis.pareto_k_limit), caption))
+    shown.append((figures.growth(weighted), GROWTH))
+    return shown

@@ -5,10 +5,12 @@ Results go to stdout, everything else to stderr. Where stderr is not a terminal 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -69,10 +71,11 @@ def progress(title: str) -> Iterator[Tick]:
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; columns after the first are aligned right."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    """A table on stdout, columns of numbers aligned right."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
     for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
+        numbers = all(re.fullmatch(r"[-+0-9.e± –]+|inf|-inf", row[k]) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     stdout().print(table)

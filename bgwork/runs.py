@@ -1,0 +1,254 @@
+"""A run: the folder runs/<system>/<name>/ and the steps that fill it, each skipped where its result already lies there.
+
+    generator --draw--> samples.npz (x, log_q) --finish--> samples.npz (with u)
+              --evaluate_held_out--> held_out.safetensors (log q at reference samples)
+
+What decides the numbers is hashed into the samples' origin, so that stored samples are taken up again only if they are what is asked for.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from torch import Tensor
+
+from bgwork import store
+from bgwork.generators import generator_path, load_generator
+from bgwork.provenance import commit, fingerprint, versions
+from bgwork.records import Density, Proposal, WeightedSamples
+from bgwork.reweighting import weigh
+from bgwork.samplers.batches import Progress
+from bgwork.samplers.flow import Flow
+from bgwork.samplers.integrators import TABLEAUS, Grid
+from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
+from bgwork.system import System, load_system, reference_samples
+
+RUNS = Path("runs")
+SAMPLES_FILE, HELD_OUT_FILE, SETTINGS_FILE = "samples.npz", "held_out.safetensors", "sampling.toml"
+DENSITIES = ("executed", "continuous")
+HELD_OUT = 500  # reference samples at which the generator's density is evaluated, for forward ESS and BAR
+ROUND_TRIP = 100  # of these, those that the certificate sends through the inverse map
+
+Note = Callable[[str], None]
+
+
+class RunError(ValueError):
+    """A run that cannot be found or made as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """What decides the numbers of a sampling run, together with the generator.
+
+    Args:
+        n: number of samples.
+        seed: of the prior draws.
+        integrator: euler, midpoint, heun, rk4 on a fixed grid, or dopri5 (adaptive); by default the generator's own.
+        steps: of the fixed grid; by default the generator's own.
+        density: executed (the exact density of the map that was run) or continuous (divergence integral, the only one for dopri5).
+    """
+
+    n: int = 2000
+    seed: int = 0
+    integrator: str | None = None
+    steps: int | None = None
+    density: str = "executed"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise RunError(f"the number of samples must be positive, got {self.n}")
+        if self.steps is not None and self.steps < 1:
+            raise RunError(f"the number of steps must be positive, got {self.steps}")
+        if self.integrator not in (*TABLEAUS, "dopri5", None):
+            raise RunError(f"unknown integrator {self.integrator!r}; choose one of {', '.join(TABLEAUS)}, dopri5")
+        if self.density not in DENSITIES:
+            raise RunError(f"unknown density {self.density!r}; choose one of {', '.join(DENSITIES)}")
+        if self.integrator == "dopri5" and self.density == "executed":
+            raise RunError("an adaptive solver has no executed map to take the determinant of; add --density continuous")
+
+    def on(self, grid: Grid) -> SampleSettings:
+        """The same with what was left open taken from a generator's own grid."""
+        return replace(self, integrator=self.integrator or grid.integrator, steps=self.steps or grid.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One generator's samples of one system, and the folder they live in.
+
+    Attributes:
+        folder: runs/<system>/<name>.
+        system: what is sampled.
+        flow: the generator.
+        generator: its file.
+        settings: of the sampling.
+    """
+
+    folder: Path
+    system: System
+    flow: Flow
+    generator: Path
+    settings: SampleSettings
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / SAMPLES_FILE
+
+    @property
+    def held_out(self) -> Path:
+        return self.folder / HELD_OUT_FILE
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the generator's file and the settings."""
+        return fingerprint(asdict(self.settings) | {"generator": self.flow.origin.config_hash})
+
+    def sampler(self, on_batch: Progress) -> Flow | ContinuousFlow | AdaptiveFlow:
+        """The generator's field behind the integrator and density asked for."""
+        origin = replace(self.flow.origin, config_hash=self.fingerprint, seed=self.settings.seed)
+        parts = {"prior": self.flow.prior, "field": self.flow.field, "origin": origin, "on_batch": on_batch}
+        if self.settings.integrator == "dopri5":
+            return AdaptiveFlow(**parts)
+        grid = Grid(integrator=self.settings.integrator, steps=self.settings.steps)
+        if self.settings.density == "continuous":
+            return ContinuousFlow(**parts, grid=grid)
+        held_out = held_out_samples(self.system)
+        return Flow(**parts, grid=grid, round_trip=None if held_out is None else held_out.x[:ROUND_TRIP])
+
+
+def find_run(name_or_path: str, settings: SampleSettings, *, folder: Path | None) -> Run:
+    """The run of a system's shipped generator, of a folder that `bgwork train` filled, or of a generator's file.
+
+    Args:
+        name_or_path: a system's name or folder, a run's folder, or a .safetensors file.
+        settings: of the sampling.
+        folder: where results go; by default the run's own folder, or runs/<system>/shipped.
+    """
+    path = generator_path(name_or_path)
+    if path.parent.name == "generators":
+        system = load_system(path.parent.parent)
+        flow, own = load_generator(path, system=system), RUNS / system.name / "shipped"
+    else:
+        flow, own = load_generator(path), path.parent
+        system = load_system(flow.origin.system)
+    return Run(folder=folder or own, system=system, flow=flow, generator=path, settings=settings.on(flow.grid))
+
+
+def draw(run: Run, *, progress: Progress, note: Note) -> Proposal | WeightedSamples:
+    """Samples with log q, stored before anything else is done with them; those that lie there already if they are what is asked for."""
+    if run.samples.exists():
+        stored = store.load_samples(run.samples)
+        if proposal_of(stored).origin.config_hash == run.fingerprint:
+            note(f"samples exist and are kept: {run.samples}")
+            return stored
+        note(f"replacing {run.samples}, whose samples were drawn with other settings or another generator")
+    proposal = run.sampler(progress).sample(run.settings.n, generator=torch.Generator().manual_seed(run.settings.seed))
+    write_settings(run)
+    store.save_samples(run.samples, proposal)
+    return proposal
+
+
+def finish(run: Run, samples: Proposal | WeightedSamples, *, accept: Collection[Density]) -> WeightedSamples:
+    """Energies, and with them weights, added to stored samples that have none yet."""
+    if isinstance(samples, WeightedSamples):
+        return samples
+    if not samples.density.trusted and samples.density not in accept:
+        raise RunError(f"the density is {samples.density.value}, so these samples have no proper weights ({samples.note}); try more "
+                       f"--steps, or --accept {samples.density.value} to weigh {run.samples} nevertheless, which every figure will say")
+    weighted = weigh(samples, run.system.target, accept=accept)
+    store.save_samples(run.samples, weighted)
+    return weighted
+
+
+def evaluate_held_out(run: Run, *, progress: Progress, note: Note) -> None:
+    """Store the generator's log-density at the first held-out reference samples, unless it lies there already."""
+    if run.held_out.exists() and store.load_checkpoint(run.held_out)[1].get("fingerprint") == run.fingerprint:
+        note(f"density at the reference samples exists and is kept: {run.held_out}")
+        return
+    held_out = held_out_samples(run.system)
+    if held_out is not None:
+        log_q = run.sampler(progress).log_prob(held_out.x[:HELD_OUT])
+        store.save_checkpoint(run.held_out, {"log_q": log_q}, {"fingerprint": run.fingerprint, "system": run.system.name})
+
+
+def held_out_log_q(folder: Path, weighted: WeightedSamples) -> Tensor | None:
+    """What `evaluate_held_out` stored in a folder, if it belongs to these samples."""
+    path = folder / HELD_OUT_FILE
+    if not path.exists():
+        return None
+    tensors, meta = store.load_checkpoint(path)
+    return tensors["log_q"] if meta.get("fingerprint") == weighted.proposal.origin.config_hash else None
+
+
+def held_out_samples(system: System) -> Proposal | None:
+    """The reference samples kept with the system, if it has any."""
+    return reference_samples(system) if (system.path / "reference.npz").exists() else None
+
+
+def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSamples:
+    """Stored samples with weights, from a file or a run's folder; energies are evaluated if the file has none.
+
+    Args:
+        path: samples.npz or its folder.
+        system: whose energy is used; by default the one named in the file.
+    """
+    samples = store.load_samples(path / SAMPLES_FILE if path.is_dir() else path)
+    if isinstance(samples, WeightedSamples):
+        return samples
+    return weigh(samples, (system or load_system(samples.origin.system)).target)
+
+
+def proposal_of(samples: Proposal | WeightedSamples) -> Proposal:
+    """The proposal in either record."""
+    return samples.proposal if isinstance(samples, WeightedSamples) else samples
+
+
+def ensure_writable(folder: Path) -> None:
+    """Fail before the work rather than after it.
+
+    Raises:
+        FileError: if files cannot be written in the folder.
+    """
+    probe = folder / ".writable"
+    store.write_text(probe, "")
+    probe.unlink()
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit and versions of this process."""
+    return {"command": shlex.join(["bgwork", *sys.argv[1:]]), "commit": commit(), "versions": versions()}
+
+
+def write_settings(run: Run) -> None:
+    """recipe.toml, as the generator was trained with, and sampling.toml, as these samples were drawn with."""
+    meta = store.load_checkpoint(run.generator)[1]
+    trained = {key: meta[key] for key in ("recipe_name", "seed", "commit", "versions")}
+    write_recipe(run.folder, meta["recipe"], trained)
+    sampling = {"system": str(run.system.path), "generator": str(run.generator), **asdict(run.settings), **provenance()}
+    store.write_text(run.folder / SETTINGS_FILE, tomli_w.dumps(sampling))
+
+
+def write_recipe(folder: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+    """A resolved recipe that can be used again, with what it was used with in comments."""
+    about = "".join(f"# {name}: {value}\n" for name, value in made_with.items())
+    store.write_text(folder / "recipe.toml", about + tomli_w.dumps(recipe))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """sampling.toml of a folder; empty if it has none (reference data, samples from elsewhere).
+
+    Raises:
+        RunError: if it is not TOML.
+    """
+    path = folder / SETTINGS_FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is not readable TOML: {error}") from error

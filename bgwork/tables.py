@@ -1,0 +1,98 @@
+"""Rows of text from what report.json holds, for the terminal and the page alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bgwork.records import Estimate
+
+MAX_Z = 4.0
+NONE = "–"
+COUNTED = {"network": "network evaluations", "divergence": "divergences", "jacobian": "Jacobians", "energy": "energies",
+           "gradient": "gradients"}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for a table; a dash where there is none."""
+    return NONE if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def with_error(value: float | None, stderr: float | None) -> str:
+    """value ± stderr, both rounded at the second digit of the error."""
+    if value is None or stderr is None or not (math.isfinite(value) and math.isfinite(stderr) and stderr > 0):
+        return number(value)
+    decimals = max(0, 1 - math.floor(math.log10(stderr)))
+    return f"{value:.{decimals}f} ± {stderr:.{decimals}f}" if decimals <= 8 else f"{value:.6g} ± {stderr:.1e}"
+
+
+def estimate(value: Estimate | Mapping[str, float] | None) -> str:
+    """An estimate with its error, as a record or as it stands in report.json."""
+    if isinstance(value, Estimate):
+        return with_error(value.value, value.stderr)
+    return NONE if value is None else with_error(value["value"], value["stderr"])
+
+
+def weight_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(figure, value, meaning) of everything that says whether the weights can be believed."""
+    rows = [
+        ("ESS", estimate(report["ess"]), "fraction of the samples that count; blind to a mode that no sample reached"),
+        ("forward ESS", estimate(report["forward_ess"]), "the same seen from reference samples; a missing mode shows here"),
+        ("Pareto k", number(report["pareto_k"], 3), f"tail of the weights; reliable up to {number(report['pareto_k_limit'], 2)} at this N"),
+        ("largest weight", number(report["max_weight"], 3), "share of the total carried by one sample"),
+        ("failed rows", f"{report['n_failed']} of {report['n']}", "rows with a NaN, kept with zero weight"),
+        ("log Z", estimate(report["log_z"]), "absolute log partition function, from the weights alone"),
+        ("log Z (BAR)", estimate(report["log_z_bar"]), "the same with the help of reference samples; the two must agree"),
+    ]
+    if report["n_groups"]:
+        rows.append(("independent groups", str(report["n_groups"]), "chains; rows of one chain count as one for the error bars"))
+    if report["negative_mass"]:
+        rows.append(("folded weight", estimate(report["negative_mass"]), "where the map reverses orientation; half the relative bias of Z"))
+    return rows
+
+
+def average_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(observable, ours, reference, z), basins last."""
+    rows = []
+    for prefix, ours, theirs in (("", "observables", "reference"), ("basin ", "basins", "basin_reference")):
+        for name, value in report[ours].items():
+            truth = report[theirs].get(name)
+            rows.append((prefix + name, estimate(value), estimate(truth), number(truth["z"], 2) if truth else NONE))
+    return rows
+
+
+def far_off(rows: list[tuple[str, str, str, str]]) -> list[bool]:
+    """Which rows of `average_rows` lie four standard errors or more from their reference."""
+    return [z != NONE and abs(float(z)) >= MAX_Z for *_, z in rows]
+
+
+def density_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) on how log q was obtained and what was checked about it."""
+    rows = [("density", report["density"]), *(("note", note) for note in report["notes"])]
+    if report["overlap_failure"]:
+        rows.append(("no forward ESS", report["overlap_failure"]))
+    if certificate := report["certificate"]:
+        returned = certificate["n_round_trip"] - certificate["n_round_trip_failed"]
+        rows += [
+            ("determinants <= 0", f"{certificate['n_negative']} of {certificate['n']} samples"),
+            ("smallest singular value", number(certificate["smallest_singular"], 3)),
+            ("round trip", f"{returned} of {certificate['n_round_trip']} {certificate['round_trip_of']} returned, "
+                           f"largest error {number(certificate['round_trip_error'], 2)}"),
+        ]
+    return rows
+
+
+def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of the work per sample, and the seconds in all."""
+    cost = report["cost"]
+    rows = [(f"{label} per sample", number(cost[name])) for name, label in COUNTED.items() if cost[name]]
+    return [*rows, ("seconds in all", number(cost["seconds"], 3))]
+
+
+def provenance_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of seed, command, commit and versions."""
+    provenance = report["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    return [("seed", number(report["seed"], 20)), *((name, str(value)) for name, value in provenance.items() if name != "versions"),
+            ("versions", versions)]

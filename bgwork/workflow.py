@@ -1,0 +1,210 @@
+"""The commands' work: library calls in order, with progress, notes on what is kept, and tables of what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from bgwork import reference as reference_data
+from bgwork import runs, store, tables, terminal
+from bgwork import training as loop
+from bgwork.generators import shipped_generators
+from bgwork.pareto import pareto_k, pareto_limit
+from bgwork.recipes import DEFAULT, list_recipes, load_recipe, training_job
+from bgwork.records import Density, WeightedSamples
+from bgwork.report import Report, average_all, kept_report, write_report
+from bgwork.reweighting import ess, log_z, max_weight
+from bgwork.runs import RUNS, Run
+from bgwork.system import System, load_system
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with what was saved and how to go on."""
+
+
+def show_systems(systems: Sequence[System]) -> None:
+    """The table of systems."""
+    rows = []
+    for system in systems:
+        generators, recipes = (", ".join(names) or tables.NONE for names in (shipped_generators(system), list_recipes(system)))
+        rows.append((system.name, str(system.space.n), str(system.space.d), system.energy, generators, recipes, system.description))
+    terminal.show("Systems", ("name", "particles", "dimension", "energy", "generators", "recipes", "what it is"), rows)
+
+
+def reference_folder(system: System) -> Path:
+    """Where reference data of a system go."""
+    return RUNS / system.name / "reference"
+
+
+def reference(system: System, n: int, *, seed: int, folder: Path | None = None) -> None:
+    """Generate reference data, show the checks, and save if they passed."""
+    folder = folder or reference_folder(system)
+    runs.ensure_writable(folder)
+    with terminal.progress(f"Reference {system.name}") as tick:
+        made = reference_data.generate(system, n, seed=seed, progress=tick)
+    rows = [(c.name, tables.number(c.value), tables.number(c.limit), "passed" if c.passed else "FAILED") for c in made.checks]
+    terminal.show(f"Checks of {n} reference samples of {system.name}", ("check", "value", "must be below", ""), rows)
+    rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in made.estimates.items()]
+    terminal.show("Averages", ("observable", "value", "n_eff"), rows)
+    reference_data.save(made, folder, command=runs.provenance()["command"])
+    terminal.say(f"Saved {folder / runs.SAMPLES_FILE}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What `train` is asked for.
+
+    Args:
+        system: to train for.
+        recipe: name of one of its recipes, or a .toml file.
+        overrides: "table.key=value".
+        seed: of initial weights and batches.
+        data: samples file to train on; by default the system's reference run.
+        out: folder; by default runs/<system>/<recipe>-<seed>.
+    """
+
+    system: System
+    recipe: str = DEFAULT
+    overrides: tuple[str, ...] = ()
+    seed: int = 0
+    data: Path | None = None
+    out: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return Path(self.recipe).stem
+
+    @property
+    def folder(self) -> Path:
+        return self.out or RUNS / self.system.name / f"{self.name}-{self.seed}"
+
+    @property
+    def source(self) -> Path:
+        return self.data or reference_folder(self.system) / runs.SAMPLES_FILE
+
+    def configurations(self) -> Tensor:
+        """Training data [N, n, d].
+
+        Raises:
+            RunError: if there are none, or they are of another system.
+        """
+        if not self.source.exists():
+            remedy = f"make some with `bgwork reference {self.system.name} -n 100000`, or give --data"
+            raise runs.RunError(f"no training data at {self.source}; {remedy}")
+        proposal = runs.proposal_of(store.load_samples(self.source))
+        if proposal.space != self.system.space:
+            raise runs.RunError(f"{self.source} holds configurations on {proposal.space}, {self.system.name} needs {self.system.space}")
+        return proposal.x
+
+
+def train(training: Training, *, resume: bool) -> None:
+    """Train with a progress bar; the resolved recipe is written first.
+
+    Raises:
+        Interrupted: on Ctrl-C, after the checkpoint was saved.
+    """
+    system, folder = training.system, training.folder
+    recipe = load_recipe(system, training.recipe, overrides=training.overrides)
+    x = training.configurations()
+    with terminal.progress(f"Training {system.name}") as tick:
+        job = training_job(system, recipe, name=training.name, folder=folder, data=x, seed=training.seed,
+                           on_log=follow(tick, recipe.training.steps))
+        if not resume and not job.checkpoint.exists():
+            runs.write_recipe(folder, recipe.model_dump(), {"seed": training.seed, "data": training.source, **runs.provenance()})
+        try:
+            loop.train(job, resume=resume)
+        except KeyboardInterrupt:
+            command = runs.provenance()["command"].removesuffix(" --resume")
+            raise Interrupted(f"the checkpoint is {job.checkpoint}; go on with `{command} --resume`") from None
+    terminal.say(f"Saved {job.generator}; sample it with `bgwork run {folder}`")
+
+
+def follow(tick: terminal.Tick, steps: int) -> Callable[[dict[str, float]], None]:
+    """Shows each row of the training metrics: the loss, and the latest effective sample size."""
+    latest: dict[str, float] = {}
+
+    def show(row: dict[str, float]) -> None:
+        latest.update(row)
+        tick(int(row["step"]), steps, "  ".join(f"{name} {latest[name]:.3g}" for name in ("loss", "ess") if name in latest))
+
+    return show
+
+
+def with_generator(source: str) -> str:
+    """What to sample from: the source itself, or a training run made now, if the source is a system without a generator."""
+    if Path(source).suffix == ".safetensors" or (Path(source) / "generator.safetensors").exists():
+        return source
+    system = load_system(source)
+    if shipped_generators(system):
+        terminal.note(f"generator exists and is kept: {', '.join(shipped_generators(system))} of {system.name}")
+        return source
+    training = Training(system=system)
+    recipe = load_recipe(system)  # before any work: without a recipe nothing can be trained
+    if not training.source.exists():
+        reference(system, system.reference.chains * system.reference.draws, seed=0)
+    if (training.folder / "generator.safetensors").exists():
+        terminal.note(f"generator exists and is kept: {training.folder}")
+    else:
+        terminal.note(f"training {system.name} with {training.name}: {recipe.training.steps} steps")
+        train(training, resume=(training.folder / "checkpoint.safetensors").exists())
+    return str(training.folder)
+
+
+def sample(run: Run, *, accept: Collection[Density]) -> WeightedSamples:
+    """Draw, weigh and store."""
+    runs.ensure_writable(run.folder)
+    with terminal.progress(f"Sampling {run.system.name}") as tick:
+        samples = runs.draw(run, progress=tick, note=terminal.note)
+    weighted = runs.finish(run, samples, accept=accept)
+    terminal.say(f"{len(weighted)} weighted samples in {run.samples}, ESS {tables.estimate(ess(weighted))}")
+    return weighted
+
+
+def evaluate_held_out(run: Run) -> None:
+    """The generator's density at reference samples, for forward ESS and BAR."""
+    with terminal.progress("Density at reference samples") as tick:
+        runs.evaluate_held_out(run, progress=tick, note=terminal.note)
+
+
+def keep_or_write_report(run: Run) -> None:
+    """The report, unless the one that lies there was made from the same files."""
+    kept = kept_report(run.folder)
+    if kept is None:
+        report(run.folder, run.system)
+    else:
+        terminal.note(f"report exists and is kept: {kept.json}")
+        show_report(kept)
+
+
+def report(folder: Path, system: System | None) -> None:
+    """Write the report and print its tables."""
+    weighted = runs.weighted_samples(folder, system=system)
+    system = system or load_system(weighted.proposal.origin.system)
+    log_q = runs.held_out_log_q(folder, weighted)
+    show_report(write_report(folder, weighted, system, held_out_log_q=log_q, provenance=runs.provenance()))
+
+
+def show_report(report: Report) -> None:
+    """The tables of a report."""
+    content = report.content
+    terminal.show(f"{content['system']}: {content['n']} samples", ("figure", "value", "meaning"), tables.weight_rows(content))
+    terminal.show("Averages", ("observable", "reweighted", "reference", "z"), tables.average_rows(content))
+    terminal.say(f"Verdict: {content['verdict']}")
+    terminal.say(f"Report: {report.html} and {report.json}")
+
+
+def estimate(path: Path, system: System | None, names: Sequence[str] | None) -> None:
+    """One table of averages for one file of samples."""
+    weighted = runs.weighted_samples(path, system=system)
+    system = system or load_system(weighted.proposal.origin.system)
+    density, edits = weighted.proposal.density, weighted.proposal.origin.edits
+    averages = average_all(weighted, system, names)
+    if density.normalised and names is None:
+        averages["log Z"] = log_z(weighted)
+    rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in averages.items()]
+    terminal.show(f"{path}: {len(weighted)} samples of {system.name}, {density.value}", ("observable", "value", "n_eff"), rows)
+    terminal.say(f"ESS {tables.estimate(ess(weighted))}   Pareto k {pareto_k(weighted.log_w):.2f} (limit {pareto_limit(len(weighted)):.2f})   "
+                 f"largest weight {max_weight(weighted):.2g}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
