@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bgwork.protocols import Target
 
-QUENCH_STEPS = 2000
+QUENCH_STEPS = 1000
 JITTER = 0.03  # of the spacing
 
 
@@ -61,7 +61,7 @@ STARTS = {"lattice": lattice, "quenched": quenched, "icosahedral": icosahedral}
 def _descend(target: Target, x: Tensor, spacing: float) -> Tensor:
     """Steepest descent with moves of at most 2 % of the spacing per coordinate."""
     for _ in range(QUENCH_STEPS):
-        move = 0.002 * spacing**2 * target.u_and_grad(x)[1]
+        move = 0.001 * spacing**2 * target.u_and_grad(x)[1]
         x = x - move.clamp(-0.02 * spacing, 0.02 * spacing)
     return x
 

@@ -52,11 +52,18 @@ class GaussianMixture(CountedTarget):
         """log Z = 0: the mixture is normalised."""
         return 0.0
 
+    def _exponents(self, x: Tensor) -> Tensor:
+        """-|x - mu_k|^2 / 2 std^2, [B, K]."""
+        return -0.5 * (x - self.means).square().sum(-1) / self.std**2
+
     def _energy(self, x: Tensor) -> Tensor:
-        square = ((x - self.means) ** 2).sum(-1)  # [B, 1, d] against [K, d]
         components, d = self.means.shape
         log_normaliser = 0.5 * d * math.log(2.0 * math.pi * self.std**2) + math.log(components)
-        return log_normaliser - torch.logsumexp(-0.5 * square / self.std**2, -1)
+        return log_normaliser - torch.logsumexp(self._exponents(x), -1)
+
+    def _energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = torch.softmax(self._exponents(x), -1) @ self.means
+        return self._energy(x), (x - mean.unsqueeze(1)) / self.std**2
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         """Independent exact draws [n, 1, d] float64."""
