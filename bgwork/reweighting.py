@@ -87,7 +87,8 @@ def ess(weighted: WeightedSamples, *, generator: torch.Generator | None = None) 
         ValueError: if no weight is positive.
     """
     p = normalised_weights(weighted)
-    sums = block_sums(torch.stack([p, p.square(), torch.ones_like(p)], 1), weighted.proposal.group)
+    w = p / p.max()  # exactly one where all are equal, so that such an ESS is 1 +- 0
+    sums = block_sums(torch.stack([w, w.square(), torch.ones_like(w)], 1), weighted.proposal.group)
     replicates = bootstrap(sums, _ess_of_totals, generator=generator)
     number = effective_number(weighted)
     return Estimate(value=number / len(p), stderr=replicates.std().item() if len(sums) > 1 else math.nan, n_eff=number)

@@ -10,7 +10,7 @@ from oracles import LINE, GaussianOracle, MissingMode, chains, gaussian_mixture,
 
 from bgwork.observables import radius_of_gyration
 from bgwork.pareto import truncate
-from bgwork.records import Certificate, Cost, Density, Estimate, WeightedSamples
+from bgwork.records import Certificate, Cost, Density, Estimate, WeightedSamples, with_edit
 from bgwork.reweighting import weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
 from bgwork.spaces import Euclidean
@@ -171,12 +171,23 @@ def test_edits_are_never_silent():
     assert "accepted stochastic density" in only_problem(diagnose(accepted))
 
 
+def test_thinned_samples_may_be_trusted_and_the_edit_is_shown():
+    weighted = good()
+    thinned = diagnose(replace(weighted, proposal=with_edit(weighted.proposal, "kept every 2nd draw of 4000")))
+    assert thinned.trusted and "edited: kept every 2nd draw of 4000" in thinned.verdict
+
+
 def test_a_reference_the_flow_cannot_invert_is_said_to_be_unknown():
     reference = reference_for(GaussianOracle(), GaussianOracle(std=1.15))
     reference.log_q[7] = math.nan
     diagnosis = diagnose(good(), reference=reference)
     assert diagnosis.forward_ess is None
     assert "log q is unknown at 1 of 3000 reference samples" in only_problem(diagnosis)
+
+
+def test_basin_labels_are_whole_numbers():
+    with pytest.raises(ValueError, match="whole numbers"):
+        diagnose(good(), basin_of=radius_of_gyration)
 
 
 def test_weights_all_zero_are_an_error_not_a_nan():

@@ -86,7 +86,7 @@ def test_log_z_is_refused_for_mcmc_but_averages_are_not():
     with pytest.raises(ValueError, match="log Z is unknown for MCMC samples; ratios and averages only"):
         log_z(weighted)
     assert abs(expectation(weighted, square).z(Estimate(value=target.mean_square, stderr=0.0))) < 4
-    assert ess(weighted).value == pytest.approx(1.0)
+    assert ess(weighted).value == pytest.approx(1.0) and ess(weighted).stderr == 0.0
 
 
 def test_a_single_chain_has_no_error_bar():

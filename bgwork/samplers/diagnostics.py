@@ -101,8 +101,11 @@ def _populations(weighted: WeightedSamples, reference: WeightedSamples | None,
         return {}, {}
     sets = [weighted] if reference is None else [weighted, reference]
     labels = [torch.where(s.log_w > -math.inf, evaluate(basin_of, s), math.nan) for s in sets]
-    seen = sorted({int(label) for found in labels for label in found[~found.isnan()].unique().tolist()})
-    populations = [{str(label): average(s, found == label) for label in seen} for s, found in zip(sets, labels, strict=True)]
+    seen = sorted({label for found in labels for label in found[~found.isnan()].unique().tolist()})
+    broken = [label for label in seen if label != int(label)]
+    if broken:
+        raise ValueError(f"basin labels must be whole numbers, got {broken[0]:g}; round or bin the observable first")
+    populations = [{str(int(label)): average(s, found == label) for label in seen} for s, found in zip(sets, labels, strict=True)]
     return populations[0], populations[1] if reference is not None else {}
 
 

@@ -15,6 +15,7 @@ MIN_EFFECTIVE = 100  # below it the error bars themselves are uncertain by more 
 MIN_GROUPS = 8  # below it an error bar from block means is uncertain by more than 25 %
 FORWARD_TO_REVERSE = 0.5  # forward ESS below this fraction of reverse ESS: the target has weight where the samples have none
 MAX_Z = 4.0
+BIASING = ("accepted", "truncated", "smoothed")  # first words of the edits that change weights; thinning and resampling do not
 
 
 def judge(figures: Diagnosis) -> Diagnosis:
@@ -33,6 +34,7 @@ def _praise(figures: Diagnosis) -> str:
     compared = len(figures.reference) + len(figures.basin_reference)
     if compared:
         parts.append(f"all {compared} reference values within {MAX_Z:g} standard errors")
+    parts += [f"edited: {edit}" for edit in figures.edits]
     if not (figures.forward_ess or compared):
         parts.append("missing modes were not looked for, since there is no reference")
     return "trust: " + ", ".join(parts)
@@ -45,8 +47,9 @@ def effective(figures: Diagnosis) -> float:
 
 
 def _edits(figures: Diagnosis) -> Iterator[str]:
-    if figures.edits:
-        yield f"the samples were edited ({', '.join(figures.edits)}), so compare with the figures before the edit"
+    biasing = [edit for edit in figures.edits if edit.startswith(BIASING)]
+    if biasing:
+        yield f"the weights are not the proper ones ({', '.join(biasing)}), so compare with the figures without that"
 
 
 def _folds(figures: Diagnosis) -> Iterator[str]:
