@@ -14,6 +14,7 @@ from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import TABLEAUS, Grid, step, step_with_divergence, step_with_jacobian
+from bgwork.samplers.inverse import invert_step
 from bgwork.samplers.ode import ContinuousFlow
 from bgwork.spaces import Euclidean, MeanFree
 
@@ -91,6 +92,7 @@ def test_order_of_convergence(integrator):
     sampler = made("mlp")
     z = 2 * sampler.prior.sample(16, generator=seed())
 
+    @torch.no_grad()
     def end(steps, which):
         x, integral = z, 0.0
         for t, h in Grid(integrator=which, steps=steps).intervals:
@@ -185,10 +187,35 @@ def test_a_fold_is_counted_and_refuses_the_certificate():
     signed = proposal.sign * w
     assert proposal.density is Density.UNCERTIFIED and "determinant <= 0" in proposal.note
     assert proposal.certificate.n_negative == negative.sum() > 1000
-    assert proposal.certificate.n_round_trip_failed > 0  # Newton came back to another preimage
     assert w.mean() - 1 > 10 * stderr
     assert abs(signed.mean() - 1) < 4 * signed.std() / math.sqrt(len(w))
     assert w.mean() - signed.mean() == pytest.approx((2 * negative * w).mean().item(), abs=1e-12)
+
+
+def test_coming_back_to_another_preimage_is_a_failed_round_trip():
+    sampler = flow(LINE, folding(), integrator="euler", steps=1, std=2.0)
+    proposal, z = sampler.sample(64, generator=seed()), sampler.prior.sample(64, generator=seed())
+    inversion = sampler.invert(proposal.x)
+    elsewhere = inversion.converged & ((inversion.z - z).abs()[:, 0, 0] > 1e-3)
+    assert elsewhere.sum() > 5
+    assert proposal.certificate.n_round_trip_failed == elsewhere.sum() + (~inversion.converged).sum()
+
+
+def test_nothing_returns_within_an_impossible_tolerance():
+    proposal = made("mlp", tolerance=1e-30).sample(20, generator=seed())
+    assert proposal.certificate.n_round_trip_failed > 0 and proposal.density is Density.UNCERTIFIED
+
+
+def test_newton_is_damped_where_it_would_run_away():
+    def step_of_arctan(z):
+        return torch.atan(z), (1 / (1 + z.square())).reshape(-1, 1, 1)
+
+    x = torch.zeros(3, 1, 1, dtype=torch.float64)
+    guess = torch.tensor([0.1, 3.0, -20.0], dtype=torch.float64).view(-1, 1, 1)  # undamped Newton diverges beyond 1.39
+    z, log_det, iterations = invert_step(step_of_arctan, x, guess, tolerance=torch.full((3,), 1e-12).double())
+    torch.testing.assert_close(z, x, rtol=0, atol=1e-11)
+    torch.testing.assert_close(log_det, torch.zeros(3).double(), rtol=0, atol=1e-11)
+    assert iterations[0] < iterations[2]
 
 
 def test_more_steps_unfold_the_same_flow():
