@@ -1,0 +1,134 @@
+"""system.toml to a System: what is built, where it is looked for, and how mistakes are reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from bgwork.protocols import Prior, Target
+from bgwork.system import SystemError, list_systems, load_system, reference_samples
+from bgwork.targets.openmm import OpenMMTarget
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A folder with a copy of dw4, whose system.toml can be edited by replacing text."""
+    folder = tmp_path / "systems" / "dw4"
+    shutil.copytree(load_system("dw4").path, folder)
+
+    def edit(old="", new=""):
+        path = folder / "system.toml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        return folder
+
+    return edit
+
+
+@pytest.mark.parametrize("name", ["dw4", "lj13", "lj55", "gmm40"])
+def test_shipped_systems(name):
+    system = load_system(name)
+    assert system.name == name and isinstance(system.target, Target) and isinstance(system.prior, Prior)
+    assert system.target is not system.differentiable_target
+    assert system.space == system.target.space == system.differentiable_target.space == system.prior.space
+    assert isinstance(system.target, OpenMMTarget) == name.startswith("lj")
+    assert set(system.references) >= {*system.observables, "virial"}
+    x = system.prior.sample(3, generator=torch.Generator().manual_seed(0))
+    assert system.target.u(x).shape == (3,)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        system.name = "other"
+
+
+@pytest.mark.parametrize("name", ["dw4", "lj13"])
+def test_prior_has_the_spread_of_the_data(name):
+    system = load_system(name)
+    spread = (reference_samples(system).x.square().sum((1, 2)).mean() / system.space.dim).sqrt().item()
+    assert system.prior.std == pytest.approx(spread, rel=0.02)
+
+
+def test_list_systems(copy, tmp_path, monkeypatch):
+    assert set(list_systems()) >= {"dw4", "gmm40", "lj13", "lj55"}
+    copy().rename(tmp_path / "systems" / "mine")
+    assert "mine" in list_systems(folder=tmp_path / "systems")
+    monkeypatch.chdir(tmp_path)
+    assert "mine" in list_systems() and "lj13" in list_systems()
+
+
+def test_search_order(copy, tmp_path, monkeypatch):
+    mine = copy("r0 = 4.0", "r0 = 3.0")
+    assert load_system("dw4").target.r0 == 4.0
+    assert load_system("dw4", folder=mine.parent).target.r0 == 3.0
+    for path in (mine, str(mine), mine / "system.toml"):
+        assert load_system(path).target.r0 == 3.0
+    monkeypatch.chdir(tmp_path)
+    assert load_system("dw4").target.r0 == 3.0
+    assert load_system("dw4").path.resolve() == mine
+
+
+@pytest.mark.parametrize("name", ["lj14", "", "../dw4", "lj13/reference.json"])
+def test_unknown_system(name):
+    with pytest.raises(SystemError, match="no system at|unknown system .* known systems: .*dw4, gmm40, lj13, lj55"):
+        load_system(name)
+
+
+def test_unknown_system_suggests_a_near_one():
+    with pytest.raises(SystemError, match="did you mean lj13"):
+        load_system("lj31")
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("r0 = 4.0\n", "", r"energy\.double-well\.r0: Field required"),
+    ("[prior]\nstd = 2.13\n", "", r"prior: Field required"),
+    ("r0 = 4.0", 'r0 = "4"', r"energy\.double-well\.r0: .*valid number.*got '4'"),
+    ("r0 = 4.0", "r0 = -4.0", r"energy\.double-well\.r0: .*greater than 0.*got -4"),
+    ("r0 = 4.0", "r0 = nan", r"energy\.double-well\.r0: "),
+    ("r0 = 4.0", "r0 = true", r"energy\.double-well\.r0: "),
+    ("n = 4", "n = 4.5", r"space\.n: .*integer.*got 4\.5"),
+    ("r0 = 4.0", "r0 = 4.0\nr1 = 5.0", r"energy\.double-well\.r1: unknown key; allowed here: form, quartic, quadratic, r0"),
+    ("thin = 10", "thining = 10", r"reference\.thining: unknown key; allowed here: sampler, chains, .*thin, "),
+    ("length_unit", "lenght_unit", r"lenght_unit: unknown key; allowed here: name, description, .*length_unit"),
+    ('"double-well"', '"triple-well"', r"energy: .*'triple-well'.*'lennard-jones', 'double-well'"),
+    ('"mean-free"', '"torus"', r"space\.kind: .*'mean-free' or 'euclidean'.*got 'torus'"),
+    ('"mean-free"', '"euclidean"', r"lives on MeanFree\(n=4, d=2\), not on Euclidean"),
+    ('target = "torch"', 'target = "openmm"', r"has no OpenMM engine; set engines\.target to .torch."),
+    ('"pair_distance_mean"', '"pair_distance"', r"unknown observables pair_distance; known are u, .*pair_distance_mean"),
+    ('"lattice", "quenched"', '"lattice"', r"at least two different `starts`"),
+    ('name = "dw4"', 'name = "dw5"', r"name = 'dw5', but its folder is 'dw4'"),
+    ("[space]", "[space", r"not readable TOML"),
+])
+def test_mistakes_in_system_toml(copy, old, new, message):
+    with pytest.raises(SystemError, match=message):
+        load_system(copy(old, new))
+
+
+def test_integers_pass_where_numbers_are_asked_for(copy):
+    assert load_system(copy("r0 = 4.0", "r0 = 4")).target.r0 == 4.0
+
+
+def test_system_without_reference(copy):
+    folder = copy()
+    (folder / "reference.npz").unlink()
+    (folder / "reference.json").unlink()
+    system = load_system(folder)
+    assert system.references == {}
+    with pytest.raises(SystemError, match="has no reference samples .* `bgwork reference dw4`"):
+        reference_samples(system)
+
+
+def test_reference_of_another_system(copy):
+    folder = copy()
+    shutil.copy(load_system("gmm40").path / "reference.npz", folder / "reference.npz")
+    with pytest.raises(SystemError, match="does not hold plain configurations of dw4"):
+        reference_samples(load_system(folder))
+
+
+@pytest.mark.parametrize("text", ['{"values": {}}', '{"estimates": {"u": 3}}', '{"estimates": {"u": {"mean": 3}}}'])
+def test_damaged_reference_values(copy, text):
+    folder = copy()
+    (folder / "reference.json").write_text(text)
+    with pytest.raises(SystemError, match="does not hold estimates"):
+        load_system(folder)
