@@ -86,7 +86,7 @@ def hmc_step(target: Target, state: ChainState, beta: Tensor, step: Tensor, leap
 class StepSize:
     """Step sizes by dual averaging towards a mean acceptance, one per rung of equal temperature.
 
-    Source: Hoffman and Gelman 2014 (NUTS), eqs. 5-6, on the acceptance averaged over the chains of a rung.
+    Source: Hoffman and Gelman 2014 (NUTS), section 3.2, on the acceptance averaged over the chains of a rung.
 
     Args:
         initial: first guess, in the system's length unit.
@@ -116,13 +116,20 @@ class StepSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HMC:
-    """Hamiltonian Monte Carlo with many parallel chains; step size adapted in a burn-in that is discarded.
+class ParallelTempering:
+    """Replica exchange: HMC at each rung of a temperature ladder, neighbours swapped after every transition.
+
+        swap (a, b) with min(1, exp((beta_a - beta_b)(u_a - u_b))), even and odd pairs in turn
+        source: Geyer 1991; Hukushima and Nemoto 1996
+
+    Only configurations of the first rung (beta = 1) are handed over. Step sizes, one per rung, are adapted in the burn-in, which is
+    discarded, and fixed from then on.
 
     Args:
         target: the reduced energy.
-        start: first configurations of the chains, [C, n, d].
-        burn_in: transitions discarded, during which the step size is adapted.
+        start: first configurations of the chains, [C, n, d]; each is copied to all rungs.
+        betas: inverse temperatures, first 1, decreasing.
+        burn_in: transitions discarded.
         thin: transitions between kept configurations.
         leapfrog: leapfrog steps a transition.
         step: first guess of the leapfrog step, in the system's length unit.
@@ -130,49 +137,9 @@ class HMC:
         jitter: the step is drawn anew each transition, uniformly within this relative distance, which breaks periodic orbits.
         system: name that the proposal's origin carries.
         progress: called as progress(done, total, text).
-    """
 
-    target: Target
-    start: Tensor
-    burn_in: int = 500
-    thin: int = 10
-    leapfrog: int = 10
-    step: float = 0.05
-    acceptance: float = 0.8
-    jitter: float = 0.2
-    system: str = ""
-    progress: Progress = field(default=silent, repr=False)
-
-    @property
-    def space(self) -> Space:
-        return self.target.space
-
-    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
-        """n configurations, draw by draw: row k belongs to chain k mod C, and `group` says so.
-
-        Raises:
-            ValueError: if n is not positive or a chain starts where u is not finite.
-        """
-        return ParallelTempering(
-            target=self.target, start=self.start, betas=(1.0,), burn_in=self.burn_in, thin=self.thin, leapfrog=self.leapfrog,
-            step=self.step, acceptance=self.acceptance, jitter=self.jitter, system=self.system, progress=self.progress,
-        ).sample(n, generator=generator)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelTempering:
-    """Replica exchange: HMC at each rung of a temperature ladder, neighbours swapped after every transition.
-
-        swap (a, b) with min(1, exp((beta_a - beta_b)(u_a - u_b))), even and odd pairs in turn
-        source: Geyer 1991; Hukushima and Nemoto 1996
-
-    Only configurations of the first rung (beta = 1) are handed over. One rung is plain HMC.
-
-    Args:
-        target: the reduced energy.
-        start: first configurations of the chains, [C, n, d]; each is copied to all rungs.
-        betas: inverse temperatures, first 1, decreasing.
-        burn_in, thin, leapfrog, step, acceptance, jitter, system, progress: as in `HMC`.
+    Raises:
+        ValueError: if betas are not a ladder down from 1, or a setting is out of range.
     """
 
     target: Target
@@ -262,3 +229,19 @@ class ParallelTempering:
         source[:, lower + 1] -= swap.long()
         flat = (source + rungs * torch.arange(chains)[:, None]).flatten()
         state.x, state.u, state.grad = state.x[flat], state.u[flat], state.grad[flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMC(ParallelTempering):
+    """Hamiltonian Monte Carlo with many parallel chains: one rung, at beta = 1. Arguments as in `ParallelTempering`, without betas.
+
+    Example:
+        >>> import torch
+        >>> from bgwork.targets.double_well import DoubleWell
+        >>> start = torch.randn(8, 4, 2, generator=torch.Generator().manual_seed(1))
+        >>> hmc = HMC(target=DoubleWell(4), start=start, burn_in=20, thin=1)
+        >>> hmc.sample(16, generator=torch.Generator().manual_seed(0)).x.shape
+        torch.Size([16, 4, 2])
+    """
+
+    betas: tuple[float, ...] = field(default=(1.0,), init=False)

@@ -33,8 +33,10 @@ class OpenMMTarget(CountedTarget):
     configuration with a weight has, come back as NaN and are counted in `n_nan`. Constraints, barostats and thermostats play no part.
 
     Example:
-        >>> target = OpenMMTarget(lennard_jones_system(13), space=MeanFree(n=13, d=3), kT=1.0)
-        >>> u, grad = target.u_and_grad(x)
+        >>> from bgwork.spaces import MeanFree
+        >>> target = OpenMMTarget(lennard_jones_system(2), space=MeanFree(n=2, d=3), kT=1.0)
+        >>> target.u(torch.tensor([[[0.5, 0, 0], [-0.5, 0, 0]]]))
+        tensor([-1.7500], dtype=torch.float64)
 
     Args:
         system: any openmm.System without virtual sites.
