@@ -189,3 +189,22 @@ def test_rademacher_probes_are_signs_and_seeded():
 def test_impossible_sizes_are_refused(build):
     with pytest.raises(ValueError, match="at least|positive"):
         build()
+
+
+def test_egnn_is_its_equations():
+    field = make("egnn 3x3")
+    t, x = torch.tensor(0.4, dtype=torch.float64), batch(field, size=1)[1]
+    start, x, h = x[0], x[0], field.node_in(t.view(1, 1)).expand(3, -1)
+    for k, layer in enumerate(field.layers):
+        moved, received = x.clone(), torch.zeros_like(h)
+        for i, j in itertools.permutations(range(3), 2):
+            squares = torch.stack([(x[i] - x[j]).square().sum(), (start[i] - start[j]).square().sum()])
+            m = layer.edge(layer.from_node(h[i]) + layer.to_node(h[j]) + layer.from_distance(squares))
+            m = layer.attention(m) * m
+            moved[i] = moved[i] + (x[i] - x[j]) / ((squares[0] + 1e-8).sqrt() + 1) * layer.reach * layer.move(m)
+            received[i] = received[i] + m
+        if k < len(field.updates):
+            h = h + field.updates[k](torch.cat([h, received], -1))
+        x = moved
+    v = x - start
+    torch.testing.assert_close(field(t, start[None])[0], v - v.mean(0), rtol=1e-10, atol=1e-10)
