@@ -73,8 +73,15 @@ def test_units_of_energy_and_length():
     assert grad[0, 0, 0].item() == pytest.approx(-grad[0, 1, 0].item())
 
 
-def test_energy_of_minus_infinity_is_a_failure():
-    target = OpenMMTarget(bonded_pair((1.0, -1.0)), space=Euclidean(n=2, d=3), kT=1.0)
+@pytest.mark.parametrize("expression", ["-1/r", "1/r - 1/r^2"])
+def test_minus_infinity_and_nan_are_failures(expression):
+    """Bare attraction at contact is no energy that a weight could be made from."""
+    system, force = openmm.System(), openmm.CustomBondForce(expression)
+    for _ in range(2):
+        system.addParticle(1.0)
+    force.addBond(0, 1, [])
+    system.addForce(force)
+    target = OpenMMTarget(system, space=Euclidean(n=2, d=3), kT=1.0)
     assert torch.isnan(target.u(torch.zeros(3, 2, 3))).all()
     assert target.n_nan == 3
 
