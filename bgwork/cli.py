@@ -42,7 +42,7 @@ app = typer.Typer(
 
 OWN = "the generator's own"
 SystemName = Annotated[str, typer.Argument(metavar="SYSTEM", help="Name (see `bgwork systems`) or path of a system's folder.")]
-Source = Annotated[str, typer.Argument(metavar="SYSTEM|RUN", help="A system (its shipped generator), a trained run, or a .safetensors file.")]
+Source = Annotated[str, typer.Argument(metavar="SYSTEM|RUN", help="A system (its shipped generator), a trained run, or a generator file.")]
 N = Annotated[int, typer.Option("-n", help="Number of samples.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/SYSTEM/NAME")]

@@ -82,7 +82,27 @@ def geometry(weighted: WeightedSamples, reference: WeightedSamples | None, *, le
             figure = Figure(figsize=(3.4 * space.d, 3.6))
             names = tuple(f"$x_{k + 1}${unit}" for k in range(space.d))
             _compare(figure, weighted, reference, lambda samples: samples.x, names)
-            figure.axes[0].set_title("Coordinates")
+    return figure
+
+
+def plane(weighted: WeightedSamples, reference: WeightedSamples | None) -> Figure:
+    """Density of one particle in the plane: raw, reweighted, and in the reference samples, on one colour scale."""
+    sets = [("generated, raw", weighted.x, torch.full((len(weighted),), 1 / len(weighted), dtype=torch.float64)),
+            ("reweighted", weighted.x, normalised_weights(weighted))]
+    if reference is not None:
+        sets.append(("reference", reference.x, normalised_weights(reference)))
+    points = sets[-1][1][:, 0]
+    low, high = torch.quantile(points, 0.001, 0), torch.quantile(points, 0.999, 0)
+    margin = 0.08 * (high - low)
+    limits = torch.stack([low - margin, high + margin], 1).tolist()
+    maps = [np.histogram2d(*x[:, 0].T.numpy(), bins=80, range=limits, weights=p.numpy())[0].T for _, x, p in sets]
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(3.1 * len(sets), 3.3))
+        for axes, (title, _, _), density in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, maps, strict=True):
+            axes.imshow(density, origin="lower", extent=(*limits[0], *limits[1]), cmap="Blues", vmin=0, aspect="auto",
+                        vmax=np.quantile(maps[-1][maps[-1] > 0], 0.98))
+            axes.set(title=title, xlabel="$x_1$")
+        figure.axes[0].set_ylabel("$x_2$")
     return figure
 
 

@@ -116,6 +116,8 @@ def pictures(weighted: WeightedSamples, diagnosis: Diagnosis, reference: Weighte
         (figures.energies(weighted, reference), "Reduced energy: as generated, reweighted, and in the reference samples."),
         (figures.geometry(weighted, reference, length_unit=system.length_unit), "The same for the geometry."),
     ]
+    if (system.space.n, system.space.d) == (1, 2):
+        shown.append((figures.plane(weighted, reference), "Density in the plane, on one colour scale."))
     if diagnosis.basins:
         shown.append((figures.populations(diagnosis.basins, diagnosis.basin_reference), "Population of each basin."))
     z = {name: truth.z for name, truth in diagnosis.reference.items() if math.isfinite(truth.z)}

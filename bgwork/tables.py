@@ -20,8 +20,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def with_error(value: float | None, stderr: float | None) -> str:
-    """value ± stderr, both rounded at the second digit of the error."""
-    if value is None or stderr is None or not (math.isfinite(value) and math.isfinite(stderr) and stderr > 0):
+    """value ± stderr, both rounded at the second digit of the error; the value alone where the error is round-off."""
+    if value is None or stderr is None or not (math.isfinite(value) and math.isfinite(stderr)) or stderr <= 1e-12 * (1 + abs(value)):
         return number(value)
     decimals = max(0, 1 - math.floor(math.log10(stderr)))
     return f"{value:.{decimals}f} ± {stderr:.{decimals}f}" if decimals <= 8 else f"{value:.6g} ± {stderr:.1e}"
@@ -91,8 +91,9 @@ def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def provenance_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of seed, command, commit and versions."""
+    """(name, value) of seed, commands, commit and versions."""
     provenance = report["provenance"]
+    sampling = [(f"sampling: {name}", str(value)) for name, value in provenance["sampling"].items() if name != "versions"]
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    return [("seed", number(report["seed"], 20)), *((name, str(value)) for name, value in provenance.items() if name != "versions"),
-            ("versions", versions)]
+    return [("seed", number(report["seed"], 20)), ("report command", provenance["command"]), ("commit", provenance["commit"] or NONE),
+            ("versions", versions), *sampling]

@@ -184,7 +184,8 @@ def report(folder: Path, system: System | None) -> None:
     weighted = runs.weighted_samples(folder, system=system)
     system = system or load_system(weighted.proposal.origin.system)
     log_q = runs.held_out_log_q(folder, weighted)
-    show_report(write_report(folder, weighted, system, held_out_log_q=log_q, provenance=runs.provenance()))
+    provenance = runs.provenance() | {"sampling": runs.read_settings(folder)}
+    show_report(write_report(folder, weighted, system, held_out_log_q=log_q, provenance=provenance))
 
 
 def show_report(report: Report) -> None:
@@ -206,5 +207,6 @@ def estimate(path: Path, system: System | None, names: Sequence[str] | None) -> 
         averages["log Z"] = log_z(weighted)
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in averages.items()]
     terminal.show(f"{path}: {len(weighted)} samples of {system.name}, {density.value}", ("observable", "value", "n_eff"), rows)
-    terminal.say(f"ESS {tables.estimate(ess(weighted))}   Pareto k {pareto_k(weighted.log_w):.2f} (limit {pareto_limit(len(weighted)):.2f})   "
+    k, limit = pareto_k(weighted.log_w), pareto_limit(len(weighted))
+    terminal.say(f"ESS {tables.estimate(ess(weighted))}   Pareto k {k:.2f} (limit {limit:.2f})   "
                  f"largest weight {max_weight(weighted):.2g}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")

@@ -1,0 +1,132 @@
+"""The report: histograms with honest error bars, rows of text, and a page that stands alone, for any kind of samples."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from html import escape
+
+import numpy as np
+import pytest
+import torch
+from oracles import GaussianOracle, chains, propose
+from scipy import stats
+
+from bgwork import figures, page, tables
+from bgwork.records import Density, Estimate, Origin, Proposal, WeightedSamples
+from bgwork.report import kept_report, pictures, write_report
+from bgwork.reweighting import normalised_weights, weigh
+from bgwork.samplers.diagnosis import ReferenceSet
+from bgwork.samplers.diagnostics import diagnose, to_json_dict
+from bgwork.spaces import Euclidean
+from bgwork.system import load_system, reference_samples
+
+PLANE = Euclidean(n=1, d=2)
+PROVENANCE = {"command": "bgwork report", "commit": "", "versions": {"torch": "2"}, "sampling": {"steps": 4}}
+
+
+def weighted_gaussian(n: int, *, seed: int, std: float = 1.3) -> WeightedSamples:
+    """Samples of a wider Gaussian, weighed for the standard one in the plane."""
+    return weigh(propose(GaussianOracle(space=PLANE, std=std), n, seed=seed), GaussianOracle(space=PLANE))
+
+
+def content_of(weighted: WeightedSamples, **changes: object) -> dict:
+    return to_json_dict(diagnose(weighted)) | {"provenance": PROVENANCE} | changes
+
+
+def test_reweighted_histogram_is_the_target_within_its_error_bars():
+    edges = np.linspace(-2, 2, 17)
+    expected = np.diff(stats.norm.cdf(edges)) / np.diff(edges)
+    z = []
+    for seed in range(20):
+        weighted = weighted_gaussian(2000, seed=seed)
+        found = figures.histogram(weighted.x[..., 0], normalised_weights(weighted), edges, None)
+        z.append((found.density - expected) / found.stderr)
+    assert np.abs(z).max() < 4.5 and 0.9 < np.std(z) < 1.1
+
+
+def test_histogram_of_several_values_is_their_mixture():
+    values = torch.tensor([[0.5, 1.5], [0.5, 0.5]], dtype=torch.float64)
+    found = figures.histogram(values, torch.tensor([0.25, 0.75], dtype=torch.float64), np.array([0.0, 1.0, 3.0]), None)
+    np.testing.assert_allclose(found.density, [0.875, 0.0625])
+
+
+def test_error_bars_of_the_histogram_grow_with_correlation():
+    proposal = chains(GaussianOracle(space=PLANE), 50, 40, memory=0.95, seed=0)
+    p = torch.full((2000,), 1 / 2000, dtype=torch.float64)
+    edges = np.linspace(-1, 1, 5)
+    grouped, independent = (figures.histogram(proposal.x[..., 0], p, edges, group).stderr for group in (proposal.group, None))
+    assert (grouped > 1.5 * independent).all()
+
+
+@pytest.mark.parametrize(("value", "stderr", "text"), [
+    (12.3456, 0.0123, "12.346 ± 0.012"), (-43.0, 0.1, "-43.00 ± 0.10"), (5.0, 12.0, "5 ± 12"), (1.0, 0.0, "1"), (1.0, 1e-17, "1"),
+    (2.5, math.nan, "2.5"), (None, None, tables.NONE)])
+def test_values_are_rounded_where_their_error_begins(value, stderr, text):
+    assert tables.with_error(value, stderr) == text
+
+
+def test_page_holds_every_figure_and_fetches_nothing():
+    weighted = weighted_gaussian(500, seed=0)
+    content = content_of(weighted)
+    system = load_system("gmm40")
+    text = page.render(content, pictures(weighted, diagnose(weighted), None, system))
+    for rows in (tables.weight_rows(content), tables.average_rows(content), tables.density_rows(content), tables.cost_rows(content)):
+        assert all(f">{escape(cell)}<" in text for row in rows for cell in row)
+    assert content["verdict"] in text
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    sources = re.findall(r'src="([^"]{0,30})', text)
+    assert len(sources) >= 5 and all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_page_escapes_what_it_is_given():
+    text = page.render(content_of(weighted_gaussian(100, seed=0), system="<b>bold</b>", verdict="1 < 2 & so on"), [])
+    assert "<b>bold" not in text and "1 &lt; 2 &amp; so on" in text
+
+
+def test_page_marks_doubt_edits_and_far_off_averages():
+    weighted = weighted_gaussian(400, seed=0)
+    wrong = diagnose(weighted, reference=ReferenceSet(estimates={"u": Estimate(value=9.0, stderr=0.01)}))
+    text = page.render(to_json_dict(wrong) | {"provenance": PROVENANCE, "edits": ["truncated 3 weights"]}, [])
+    assert 'class="verdict doubt"' in text and "truncated 3 weights" in text and '<td class="bad">' in text
+    fine = page.render(content_of(weighted_gaussian(2000, seed=0)), [])
+    assert 'class="verdict trust"' in fine and '<td class="bad">' not in fine and 'class="edits"' not in fine
+
+
+def test_report_of_markov_chains_has_no_log_z(toy):
+    system = load_system("toy")
+    weighted = weigh(reference_samples(system), system.target)
+    report = write_report(toy.root, weighted, system, held_out_log_q=None, provenance=PROVENANCE)
+    assert report.content["log_z"] is None and report.content["n_groups"] == 20
+    assert not any("Pareto fit" in caption for _, caption in pictures(weighted, diagnose(weighted), None, system))
+    assert json.loads(report.json.read_text())["density"] == "unnormalised"
+
+
+@pytest.mark.parametrize("name", ["dw4", "lj13", "gmm40"])
+def test_pictures_of_every_kind_of_system(name):
+    system = load_system(name)
+    generator = torch.Generator().manual_seed(0)
+    x = system.prior.sample(60, generator=generator)
+    x[0] = 0.0  # coinciding particles: u = +inf where there are pairs
+    origin = Origin(method="prior", system=name, seed=0)
+    proposal = Proposal(x=x, log_q=system.prior.log_prob(x), space=system.space, density=Density.EXACT, origin=origin)
+    weighted = weigh(proposal, system.differentiable_target)
+    held_out = reference_samples(system)
+    few = replace(held_out, x=held_out.x[:60], log_q=held_out.log_q[:60], group=held_out.group[:60])
+    reference = weigh(few, system.differentiable_target)
+    known = ReferenceSet(samples=reference, estimates=system.references)
+    for figure, caption in pictures(weighted, diagnose(weighted, reference=known), reference, system):
+        figure.canvas.draw()
+        assert caption and figure.axes and all(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes)
+
+
+def test_a_report_is_kept_only_while_its_samples_are(toy):
+    system = load_system("toy")
+    weighted = weigh(reference_samples(system), system.target)
+    (toy.root / "samples.npz").write_bytes(b"these")
+    write_report(toy.root, weighted, system, held_out_log_q=None, provenance=PROVENANCE)
+    assert kept_report(toy.root).content["verdict"]
+    (toy.root / "samples.npz").write_bytes(b"others")
+    assert kept_report(toy.root) is None
