@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bgwork.error_bars import block_sums, delta_stderr
+from bgwork.error_bars import delta_stderr
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import effective_number, evaluate, normalised_weights
 
@@ -38,8 +38,8 @@ class Profile:
 def mbar(u: Tensor, counts: Sequence[int], *, group: Tensor | None = None) -> tuple[Estimate, ...]:
     """log Z of every state from samples pooled over all of them (MBAR; Shirts & Chodera 2008, equation 11).
 
-    State 0 has log Z = 0: put the generator there, u_0 = -log q, and the others come out absolute. Values from pymbar; standard errors from
-    the sandwich of the reversed logistic regression that MBAR solves (Geyer 1994), because pymbar's assume independent rows.
+    State 0 has log Z = 0: put the generator there, u_0 = -log q, and the others come out absolute. Values from pymbar; standard errors by
+    the delta method for the reversed logistic regression that MBAR solves (Geyer 1994), because pymbar's assume independent rows.
 
     Args:
         u: [K, N] reduced energy of each pooled sample in each state; +inf is a zero weight.
@@ -52,13 +52,12 @@ def mbar(u: Tensor, counts: Sequence[int], *, group: Tensor | None = None) -> tu
             or the states do not overlap.
     """
     _check_mbar(u, counts)
-    f = _solve_mbar(u, counts)
-    log_share = torch.log(torch.tensor(counts, dtype=torch.float64))[:, None] + f[:, None] - u
-    share = torch.softmax(log_share, 0)
-    covariance = _mbar_covariance(share, counts, group)
-    n_eff = [1 / torch.softmax(-u_k - torch.logsumexp(log_share, 0), 0).square().sum().item() for u_k in u]
-    first = Estimate(value=0.0, stderr=0.0, n_eff=n_eff[0])
-    return (first, *(Estimate(value=-f[k].item(), stderr=math.sqrt(covariance[k - 1, k - 1]), n_eff=n_eff[k]) for k in range(1, len(f))))
+    f, share = _solve_mbar(u, counts)
+    influence = _mbar_influence(share, counts)
+    log_mixture = torch.logsumexp(torch.tensor(counts, dtype=torch.float64).log()[:, None] + f[:, None] - u, 0)
+    n_eff = [1 / torch.softmax(-u_k - log_mixture, 0).square().sum().item() for u_k in u]
+    stderr = [0.0, *(_stratified_stderr(column, counts, group) for column in influence.T)]
+    return tuple(Estimate(value=0.0 - f_k, stderr=s, n_eff=n) for f_k, s, n in zip(f.tolist(), stderr, n_eff, strict=True))
 
 
 def log_z_bar(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_reference: Tensor, *, group: Tensor | None = None) -> Estimate:
@@ -74,18 +73,14 @@ def log_z_bar(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_refere
     Raises:
         ValueError: UNNORMALISED samples, no or not-finite reference samples, or no overlap at all.
     """
-    _check_reference(weighted, log_q_at_reference, u_at_reference)
-    normalised_weights(weighted)
-    log_q = torch.where(weighted.failed, 0.0, weighted.proposal.log_q)
-    u_own = torch.where(weighted.failed, math.inf, weighted.u)
-    u = torch.stack([-torch.cat([log_q, log_q_at_reference]), torch.cat([u_own, u_at_reference])])
-    return mbar(u, (len(weighted), len(u_at_reference)), group=_joint_group(weighted, group, len(u_at_reference)))[1]
+    u, counts, labels = _pooled(weighted, log_q_at_reference, u_at_reference, group)
+    return mbar(u, counts, group=labels)[1]
 
 
 def forward_ess(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_reference: Tensor, *, group: Tensor | None = None) -> Estimate:
     """ESS as the target sees it, Z / E_pi[w]: a mode that the generator misses has huge weights there, and the fraction goes to zero.
 
-    E_pi[w] is the mean weight of reference samples, Z comes from BAR.
+    E_pi[w] is the mean weight of reference samples, Z comes from BAR; the standard error knows that both use the same reference samples.
 
     Args:
         weighted: samples of the generator.
@@ -97,15 +92,16 @@ def forward_ess(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_refe
     Raises:
         ValueError: as `log_z_bar`.
     """
-    log_z = log_z_bar(weighted, log_q_at_reference, u_at_reference, group=group)
+    u, counts, labels = _pooled(weighted, log_q_at_reference, u_at_reference, group)
     log_w = -u_at_reference - log_q_at_reference
     if (log_w == math.inf).any():
         return Estimate(value=0.0, stderr=0.0, n_eff=0.0)
-    share = torch.softmax(log_w, 0)
-    log_mean = torch.logsumexp(log_w, 0).item() - math.log(len(log_w))
-    value = math.exp(log_z.value - log_mean)
-    relative = math.hypot(log_z.stderr, delta_stderr(share - 1 / len(share), group))
-    return Estimate(value=value, stderr=value * relative, n_eff=value * len(weighted))
+    _check_mbar(u, counts)
+    f, share = _solve_mbar(u, counts)
+    influence = -_mbar_influence(share, counts)[:, 0]
+    influence[len(weighted) :] -= torch.softmax(log_w, 0) - 1 / len(log_w)
+    value = math.exp(-f[1].item() - torch.logsumexp(log_w, 0).item() + math.log(len(log_w)))
+    return Estimate(value=value, stderr=value * _stratified_stderr(influence, counts, labels), n_eff=value * len(weighted))
 
 
 def free_energy_difference(weighted: WeightedSamples, in_a: Callable[[Tensor], Tensor], in_b: Callable[[Tensor], Tensor]) -> Estimate:
@@ -155,35 +151,51 @@ def free_energy_profile(weighted: WeightedSamples, coordinate: Callable[[Tensor]
     return Profile(edges=edges, value=value, stderr=stderr, outside=p[~inside].sum().item())
 
 
-def _solve_mbar(u: Tensor, counts: Sequence[int]) -> Tensor:
-    """f_k with f_0 = 0 by pymbar, imported here because it takes a second and prints advice on its own installation."""
-    logging.getLogger("pymbar").setLevel(logging.ERROR)
-    from pymbar import MBAR
+def _solve_mbar(u: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """f [K] with f_0 = 0, and share[k, n], the chance that pooled sample n was drawn from state k."""
+    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advises on its own installation at import
+    from pymbar import MBAR  # takes a second
 
-    return torch.from_numpy(MBAR(u.numpy(), np.array(counts)).f_k.copy()).double()
+    f = torch.from_numpy(MBAR(u.numpy(), np.array(counts)).f_k.copy()).double()
+    return f, torch.softmax(torch.tensor(counts, dtype=torch.float64).log()[:, None] + f[:, None] - u, 0)
 
 
-def _mbar_covariance(share: Tensor, counts: Sequence[int], group: Tensor | None) -> Tensor:
-    """Covariance of f_1 .. f_{K-1}: H^-1 S H^-1, H = sum_n diag(p_n) - p_n p_n^T, S = sum over blocks of score outer products.
+def _mbar_influence(share: Tensor, counts: Sequence[int]) -> Tensor:
+    """First-order effect of every pooled sample on f_1 .. f_{K-1}, [N, K-1]: H^-1 times its score, H = sum_n diag(p_n) - p_n p_n^T.
 
-    The score of a row of state s is e_s - p_n less its mean over the state, since the counts were chosen, not drawn.
+    The score of a sample of state s is e_s - p_n less its mean over the state, since the counts were chosen, not drawn.
     """
-    state = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    state = _state_of(counts)
     score = torch.eye(len(counts), dtype=torch.float64)[state] - share.T
     for k in range(len(counts)):
         score[state == k] -= score[state == k].mean(0)
     hessian = (torch.diag(share.sum(1)) - share @ share.T)[1:, 1:]
-    scatter = torch.zeros_like(hessian)
-    for k in range(len(counts)):
-        rows = state == k
-        blocks = block_sums(score[rows][:, 1:], None if group is None else group[rows])
-        scatter += len(blocks) / (len(blocks) - 1) * blocks.T @ blocks if len(blocks) > 1 else math.nan
     shared = torch.linalg.eigvalsh(hessian)[0].item()
     if shared < MIN_SHARED:
         raise ValueError(f"the states hardly overlap ({shared:.2g} samples' worth, {MIN_SHARED} needed), so their free energies cannot be "
                          "compared; draw more samples, train the generator further or put states between")
-    inverse = torch.linalg.inv(hessian)
-    return inverse @ scatter @ inverse
+    return torch.linalg.solve(hessian, score[:, 1:].T).T
+
+
+def _stratified_stderr(influence: Tensor, counts: Sequence[int], group: Tensor | None) -> float:
+    """Standard error of a sum of influences over samples drawn separately from each state."""
+    state = _state_of(counts)
+    parts = [state == k for k in range(len(counts))]
+    return math.hypot(*(delta_stderr(influence[rows], None if group is None else group[rows]) for rows in parts))
+
+
+def _state_of(counts: Sequence[int]) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+
+
+def _pooled(weighted: WeightedSamples, log_q: Tensor, u: Tensor, group: Tensor | None) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+    """Reduced energies [2, N + M] of both sets in the generator's state and the target's, counts, and labels of correlated rows."""
+    _check_reference(weighted, log_q, u)
+    normalised_weights(weighted)
+    own_log_q = torch.where(weighted.failed, 0.0, weighted.proposal.log_q)
+    own_u = torch.where(weighted.failed, math.inf, weighted.u)
+    pooled = torch.stack([-torch.cat([own_log_q, log_q]), torch.cat([own_u, u])])
+    return pooled, (len(weighted), len(u)), _joint_group(weighted, group, len(u))
 
 
 def _check_mbar(u: Tensor, counts: Sequence[int]) -> None:

@@ -66,12 +66,17 @@ def target_half(log_q: torch.Tensor, u: torch.Tensor, *, seed: int) -> tuple[tor
     return log_q[rows], u[rows]
 
 
-def test_error_bars_of_bar_and_forward_ess_cover():
-    target, q, n = GaussianOracle(space=MeanFree(n=3, d=2)), GaussianOracle(space=MeanFree(n=3, d=2), std=1.2), 120
-    runs = [against(q, target, 400, 400, seed=seed) for seed in range(n)]
-    low, high = binomial_bounds(n, 0.9545)
-    assert low < covered([log_z_bar(*r) for r in runs], target.log_z) <= min(high, n)
-    assert low < covered([forward_ess(*r) for r in runs], target.ess_from(1.2)) <= min(high, n)
+@pytest.mark.parametrize(("n", "n_reference"), [(300, 300), (300, 1500), (1500, 300)])
+def test_error_bars_of_bar_and_forward_ess_cover_and_are_not_too_long(n, n_reference):
+    space, replicates = MeanFree(n=3, d=2), 100
+    target, q = GaussianOracle(space=space), GaussianOracle(space=space, std=1.2)
+    runs = [against(q, target, n, n_reference, seed=seed) for seed in range(replicates)]
+    low, _ = binomial_bounds(replicates, 0.9545)
+    for estimates, truth in (([log_z_bar(*r) for r in runs], target.log_z), ([forward_ess(*r) for r in runs], target.ess_from(1.2))):
+        assert covered(estimates, truth) > low
+        spread = torch.tensor([e.value for e in estimates]).std().item()
+        claimed = torch.tensor([e.stderr for e in estimates]).mean().item()
+        assert claimed == pytest.approx(spread, rel=4 / math.sqrt(2 * replicates))
 
 
 def test_bar_error_bars_know_the_chains_of_the_reference():
