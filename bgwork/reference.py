@@ -27,7 +27,7 @@ from bgwork.targets.gaussian_mixture import GaussianMixture
 
 RHAT_LIMIT = 1.01
 Z_LIMIT = 4.0
-BATCH = 5000
+BATCH = 4096  # bounds the memory
 
 
 class ReferenceError(ValueError):

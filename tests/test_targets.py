@@ -58,6 +58,15 @@ def test_empty_batch(target):
     assert u.shape == (0,) and grad.shape == (0, target.space.n, target.space.d)
 
 
+def test_large_batches_are_evaluated_in_parts(target, monkeypatch):
+    x = configurations(target, count=7)
+    u, grad = target.u_and_grad(x)
+    monkeypatch.setattr(target, "batch", 3)
+    torch.testing.assert_close(target.u(x), u, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(target.u_and_grad(x)[1], grad, rtol=1e-12, atol=1e-12 * grad.abs().max().item())
+    assert (target.n_energy, target.n_gradient) == (7, 14)
+
+
 def test_evaluations_are_counted_per_configuration(target):
     x = configurations(target)
     target.u(x)

@@ -24,7 +24,10 @@ class CountedTarget(abc.ABC):
         n_energy: single-configuration energy evaluations so far.
         n_gradient: single-configuration energy+gradient evaluations so far.
         n_nan: energies so far that came out NaN (a failed evaluation; +inf is not a failure).
+        batch: configurations evaluated at once where no graph is kept, which bounds the memory.
     """
+
+    batch = 4096
 
     def __init__(self, name: str, space: Space) -> None:
         self.name = name
@@ -58,9 +61,10 @@ class CountedTarget(abc.ABC):
         self._check_shape(x)
         if x.requires_grad and torch.is_grad_enabled():
             self.n_gradient += len(x)
+            u = self._energy(x.double())
         else:
             self.n_energy += len(x)
-        u = self._energy(x.double())
+            u = torch.cat([self._energy(part) for part in x.detach().double().split(self.batch)])
         self.n_nan += int(torch.isnan(u.detach()).sum())
         return u
 
@@ -75,7 +79,8 @@ class CountedTarget(abc.ABC):
         self._check_shape(x)
         self.n_gradient += len(x)
         with torch.no_grad():
-            u, grad = self._energy_and_grad(x.detach().double())
+            parts = [self._energy_and_grad(part) for part in x.detach().double().split(self.batch)]
+        u, grad = torch.cat([u for u, _ in parts]), torch.cat([grad for _, grad in parts])
         self.n_nan += int(torch.isnan(u).sum())
         return u, torch.where(torch.isfinite(u)[:, None, None], grad, torch.nan)
 

@@ -54,7 +54,7 @@ class GaussianMixture(CountedTarget):
 
     def _exponents(self, x: Tensor) -> Tensor:
         """-|x - mu_k|^2 / 2 std^2, [B, K]."""
-        return -0.5 * (x - self.means).square().sum(-1) / self.std**2
+        return -0.5 * (x - self.means.to(x.device)).square().sum(-1) / self.std**2
 
     def _energy(self, x: Tensor) -> Tensor:
         components, d = self.means.shape
@@ -62,7 +62,7 @@ class GaussianMixture(CountedTarget):
         return log_normaliser - torch.logsumexp(self._exponents(x), -1)
 
     def _energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = torch.softmax(self._exponents(x), -1) @ self.means
+        mean = torch.softmax(self._exponents(x), -1) @ self.means.to(x.device)
         return self._energy(x), (x - mean.unsqueeze(1)) / self.std**2
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:

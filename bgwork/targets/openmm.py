@@ -50,6 +50,8 @@ class OpenMMTarget(CountedTarget):
         OpenMMError: if the System and the space do not fit, or the System has virtual sites.
     """
 
+    batch = 1_000_000  # one configuration is held at a time anyway; large batches keep the workers busy
+
     def __init__(self, system: openmm.System, *, space: Space, kT: float, nm: float = 1.0, workers: int = 1, name: str = "openmm") -> None:
         super().__init__(name, space)
         if (system.getNumParticles(), 3) != (space.n, space.d):

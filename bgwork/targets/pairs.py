@@ -49,7 +49,7 @@ class PairTarget(CountedTarget):
     def _separations(self, x: Tensor) -> Tensor:
         """x_i - x_j, [d, pairs, B]; exactly zero where two particles coincide."""
         rows = x.permute(2, 1, 0).contiguous()
-        return rows.index_select(1, self._i) - rows.index_select(1, self._j)
+        return rows.index_select(1, self._i.to(x.device)) - rows.index_select(1, self._j.to(x.device))
 
     def _trap_energy(self, centred: Tensor) -> Tensor:
         return 0.5 * self.trap * centred.square().sum((1, 2))
@@ -63,5 +63,5 @@ class PairTarget(CountedTarget):
         square = r.square().sum(0)
         centred = x - x.mean(1, keepdim=True)
         u = self._pair_energy(square).sum(0) + self._trap_energy(centred)
-        forces = torch.matmul(self._incidence, r * self._pair_slope(square))
+        forces = torch.matmul(self._incidence.to(x.device), r * self._pair_slope(square))
         return u, forces.permute(2, 1, 0) + self.trap * centred
