@@ -171,20 +171,21 @@ def negative_mass(weighted: WeightedSamples) -> Estimate:
 
     Where a map folds, sign(det) w stays unbiased for Z (degree one), so Z from plain weights is too large by twice this fraction.
 
+    Returns:
+        The fraction; infinite, with no standard error, where the signed mass is not positive.
     Raises:
-        ValueError: if the proposal carries no signs, or the signed mass is not positive.
+        ValueError: if the proposal carries no signs, or no weight is positive.
     """
     sign = weighted.proposal.sign
     if sign is None:
         raise ValueError(f"{weighted.proposal.density.value} samples carry no determinant signs; only the executed map of a flow does")
     p = normalised_weights(weighted)
-    signed, negative = p * sign, p * (sign < 0)
-    mass = signed.sum().item()
+    signed, negative = torch.where(p > 0, p * sign, 0.0), p * (sign < 0)
+    mass, n_eff = signed.sum().item(), effective_number(weighted)
     if mass <= 0:
-        raise ValueError(f"the signed weight mass is {mass:.3g} of the total: the map folds everywhere; use more steps")
+        return Estimate(value=math.inf, stderr=math.nan, n_eff=n_eff)
     value = negative.sum().item() / mass
-    return Estimate(value=value, stderr=delta_stderr((negative - value * signed) / mass, weighted.proposal.group),
-                    n_eff=effective_number(weighted))
+    return Estimate(value=value, stderr=delta_stderr((negative - value * signed) / mass, weighted.proposal.group), n_eff=n_eff)
 
 
 def resample(weighted: WeightedSamples, n: int, *, generator: torch.Generator) -> WeightedSamples:

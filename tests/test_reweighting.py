@@ -188,8 +188,16 @@ def test_negative_mass_of_a_known_fold():
     assert mass.value > 20 * mass.stderr > 0
     assert abs(signed.z(Estimate(value=target.log_z, stderr=0.0))) < 4
     assert abs(log_z(weighted).z(Estimate(value=target.log_z, stderr=0.0))) > 20
+    assert negative_mass(replace(weighted, proposal=replace(proposal, sign=-torch.ones_like(slope)))).value == math.inf
     with pytest.raises(ValueError, match="no determinant signs"):
         negative_mass(wide(GaussianOracle(), 10, seed=0))
+
+
+def test_negative_mass_ignores_rows_that_failed():
+    weighted = wide(GaussianOracle(), 100, seed=0)
+    sign = torch.ones(100, dtype=torch.float64)
+    sign[0], weighted.u[0] = math.nan, math.nan
+    assert negative_mass(replace(weighted, proposal=replace(weighted.proposal, sign=sign))).value == 0.0
 
 
 def test_largest_weight():
