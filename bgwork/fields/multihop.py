@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from bgwork.fields import multihop_derivatives
 from bgwork.fields.radial import Pairs, RadialFeatures, TimeFeatures, pairs_of
 
 TIME_WIDTH = 16
@@ -169,12 +170,8 @@ class MultiHop(nn.Module):
 
     def value_and_divergence(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """v [B, n, d] and its exact divergence [B]."""
-        from bgwork.fields.multihop_tangents import value_and_divergence
-
-        return value_and_divergence(self, t, x)
+        return multihop_derivatives.value_and_divergence(self, t, x)
 
     def value_and_jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """v [B, n, d] and J[b, i d + a, j d + e] = dv_ia / dx_je, [B, n d, n d]."""
-        from bgwork.fields.multihop_tangents import value_and_jacobian
-
-        return value_and_jacobian(self, t, x)
+        return multihop_derivatives.value_and_jacobian(self, t, x)
