@@ -29,7 +29,7 @@ def value_and_divergence(field: MultiHop, t: Tensor, x: Tensor) -> tuple[Tensor,
     dphi = (nn.functional.linear(dp, ro.hidden.weight) * slope2) @ ro.out.weight[0]
     phi, gamma = ro.out(y) * field.mask, ro.gamma(state.h)
     v = (phi * geo.pairs.r).sum(2) / n + torch.einsum("bidc,bic->bid", state.V, gamma)
-    own_gamma = torch.einsum("bfie,cf->biec", J.h[..., n:], ro.gamma.weight)
+    own_gamma = nn.functional.linear(J.h[:, :, n:], ro.gamma.weight)
     div = (field.d * phi.sum((1, 2, 3)) + (dphi * field.mask[..., 0]).sum((1, 2))) / n
     div = div + torch.einsum("bic,bciaa->b", gamma, J.V[..., n:]) + torch.einsum("biec,biec->b", own_gamma, state.V)
     return v - v.mean(1, keepdim=True), div
@@ -40,15 +40,15 @@ def pair_tangent(field: MultiHop, geo: Geometry, state: NodeState, J: Tangents) 
     ro, n, (r, dist, u), V = field.readout, field.n, geo.pairs, state.V
     d_dist = (r * r).sum(-1, keepdim=True) / dist
     d_u = u * (1 - d_dist / dist)
-    own_h, own_V = J.h[..., n:].permute(0, 2, 3, 1), J.V[..., n:].permute(0, 2, 4, 3, 1)
-    tj_h, tj_V = J.h[..., :n].permute(0, 3, 2, 1), J.V[..., :n].permute(0, 4, 2, 3, 1)
+    tj_h, own_h = J.h.split([n, field.d], 2)
+    tj_V, own_V = J.V[..., :n].permute(0, 4, 2, 3, 1), J.V[..., n:].permute(0, 2, 4, 3, 1)
     ti_V = torch.matmul(r, own_V.flatten(3)).unflatten(-1, V.shape[2:])
     products = torch.cat([
         torch.einsum("bijac,bija->bijc", ti_V, u) + torch.einsum("biac,bija->bijc", V, d_u),
         torch.einsum("bijac,bija->bijc", tj_V, u) + torch.einsum("bjac,bija->bijc", V, d_u),
         (ti_V * V[:, None]).sum(3) + (tj_V * V[:, :, None]).sum(3)], -1)
     linear = nn.functional.linear
-    return (torch.matmul(r, linear(own_h, ro.P.weight)) + linear(tj_h, ro.Q.weight)
+    return (torch.matmul(r, linear(own_h, ro.P.weight)) + linear(tj_h, ro.Q.weight).transpose(1, 2)
             + linear(geo.f_slope * d_dist, ro.R.weight) + linear(products, ro.A.weight))
 
 
@@ -84,7 +84,7 @@ def value_and_jacobian(field: MultiHop, t: Tensor, x: Tensor) -> tuple[Tensor, T
     phi, bar = pair_adjoint(field, geo, state)
     gamma, r = field.readout.gamma(state.h), geo.pairs.r
     v = (phi * r).sum(2) / n + torch.einsum("bidc,bic->bid", state.V, gamma)
-    own_gamma = torch.einsum("bfim,cf->bicm", J.h, field.readout.gamma.weight)
+    own_gamma = nn.functional.linear(J.h, field.readout.gamma.weight).transpose(2, 3)
     jac = through_nodes(r / n, bar, J) + torch.einsum("bic,bciam->biam", gamma, J.V) + torch.matmul(state.V, own_gamma)
     jac = jac.view(B, n, d, d, n).transpose(3, 4) + through_pairs(r / n, phi / n, bar.r)
     jac = jac - jac.mean(1, keepdim=True)
@@ -95,12 +95,12 @@ def through_nodes(r: Tensor, bar: PairAdjoint, J: Tangents) -> Tensor:
     """sum_j r_ij,a d phi_ij/dx_m through the features of i and of j, [B, i, a, m]."""
     (B, n, _, d), C = r.shape, J.V.shape[1]
     at_i = torch.matmul(r.transpose(2, 3), bar.hi)
-    via_i = torch.matmul(at_i, J.h.transpose(1, 2))
+    via_i = torch.matmul(at_i, J.h.transpose(2, 3))
     at_i = torch.matmul(r.transpose(2, 3), bar.Vi.flatten(3))
     via_i = via_i + torch.matmul(at_i, J.V.permute(0, 2, 3, 1, 4).reshape(B, n, d * C, -1))
-    hj = (r.transpose(2, 3)[:, :, :, None] * bar.hj.transpose(2, 3)[:, :, None]).reshape(B, n * d, -1)
+    hj = (r.transpose(2, 3)[..., None] * bar.hj[:, :, None]).reshape(B, n * d, -1)
     Vj = (r.transpose(2, 3)[:, :, :, None, :, None] * bar.Vj.permute(0, 1, 4, 2, 3)[:, :, None]).reshape(B, n * d, -1)
-    via_j = torch.bmm(hj, J.h.flatten(1, 2)) + torch.bmm(Vj, J.V.flatten(1, 3))
+    via_j = torch.bmm(hj, J.h.transpose(2, 3).flatten(1, 2)) + torch.bmm(Vj, J.V.flatten(1, 3))
     return via_i + via_j.view(B, n, d, -1)
 
 

@@ -1,8 +1,8 @@
 """Tangents of the multi-hop field's node features, in closed form.
 
-Tangents are kept channels first, [B, F, k, m] for scalars and [B, C, k, a, m] for vectors: feature F of node k along direction m. In a *full* Jacobian m runs
-over (e, i): particle i moves along axis e. A linear layer is then one matrix product, and a hop is a batched product over
-(B, F) of the filter matrix [k, j] with the tangents [j, m]. For the divergence only two contractions of the last hop are needed,
+Tangents of node k along direction m are [B, k, m, F] for scalars (channels last: network layers are matrix products on rows) and [B, C, k, a, m] for
+vectors (channels first). In a *full* Jacobian m runs over (e, i): particle i moves along axis e. A hop is a batched product over (B, F) of the filter
+matrix [k, j] with the neighbours' tangents [j, m]. For the divergence only two contractions of the last hop are needed,
     pair   x_i moves along r_ik = x_i - x_k   (n directions)
     own    x_k itself moves along axis e      (d directions)
 so its node network sees n + d directions instead of n d, and the readout one tangent a pair.
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 class Tangents(NamedTuple):
-    """Tangents of node scalars [B, F, k, ...] and vectors [B, C, k, a, ...], full [..., e, i] or along listed directions [..., m]."""
+    """Tangents of node scalars [B, k, ..., F] and vectors [B, C, k, a, ...], full (... = e, i) or along listed directions (... = m)."""
 
     h: Tensor
     V: Tensor
 
     def flat(self) -> Tangents:
         """(e, i) as one axis of directions."""
-        return Tangents(self.h.flatten(3), self.V.flatten(4))
+        return Tangents(self.h.flatten(2, 3), self.V.flatten(4))
 
 
 class Filters(NamedTuple):
@@ -92,6 +92,12 @@ def _channels_first(weight: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(weight.expand(B, -1, -1), x.reshape(B, n * m, -1).transpose(1, 2)).view(B, -1, n, m)
 
 
+def _rows(weight: Tensor, x: Tensor) -> Tensor:
+    """weight [out, F] on the channels of x [B, F, ...], channels last: [B, ..., out]."""
+    y = torch.bmm(x.flatten(2).transpose(1, 2), weight.T.expand(len(x), -1, -1))
+    return y.view(len(x), *x.shape[2:], -1)
+
+
 def _scalars(x: Tensor) -> Tensor:
     """Node scalars [B, n, F] as [B, F, n, 1]."""
     return x.transpose(1, 2)[..., None]
@@ -118,9 +124,17 @@ def _along(J: Tensor, r: Tensor) -> Tensor:
 
 def contract(J: Tangents, r: Tensor) -> Tangents:
     """Full tangents [..., e, i] to the n pair and d own directions, [..., n + d]."""
-    h = torch.cat([_along(J.h, r), J.h.diagonal(dim1=2, dim2=4).transpose(2, 3)], -1)
-    V = torch.cat([_along(J.V, r[:, :, :, None]), J.V.diagonal(dim1=2, dim2=5).permute(0, 1, 4, 2, 3)], -1)
-    return Tangents(h, V)
+    r_last = r[:, 0, ..., None]
+    pair = J.h[:, :, 0] * r_last[:, :, 0]
+    for e in range(1, J.h.shape[2]):
+        pair = pair + J.h[:, :, e] * r_last[:, :, e]
+    h = torch.cat([pair, J.h.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)], 2)
+    return Tangents(h, contract_vectors(J.V, r))
+
+
+def contract_vectors(JV: Tensor, r: Tensor) -> Tensor:
+    """[B, C, k, a, e, i] to [B, C, k, a, n + d]."""
+    return torch.cat([_along(JV, r[:, :, :, None]), JV.diagonal(dim1=2, dim2=5).permute(0, 1, 4, 2, 3)], -1)
 
 
 def through_direction(alpha: Tensor, beta: Tensor, geo: Geometry) -> Tensor:
@@ -133,20 +147,23 @@ def through_direction(alpha: Tensor, beta: Tensor, geo: Geometry) -> Tensor:
 def first_hop(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace) -> Tangents:
     """Full tangents [..., e, i] after the first hop, by its radial and transversal parts."""
     S, C, gate = hop.S, hop.C, _scalars(trace.gate)
-    slope, g1, d1 = w.slope[:, :S], w.g[:, S:], w.slope[:, S:]
+    slope, g1, d1 = w.slope[:, :S].permute(0, 2, 3, 1), w.g[:, S:], w.slope[:, S:]
     beta = g1 / geo.dist
     alpha = d1 - beta
     V, W1, W2, W3 = (_vectors(y) for y in (trace.V, *trace.mixed))
     uV, uW1, uW2 = (torch.einsum("bcka,bkai->bcki", y, geo.u[:, 0]) for y in (V, W1, W2))
     (A1, A2, A3), (B1, B2, B3) = (_apply(hop.mix.weight, y).split(C, 1) for y in (alpha, beta))
-    radial = _apply(hop.node_in.weight, torch.cat([slope, A1 * uW2 + A2 * uW1, 2 * alpha * uV], 1))
+    W_s, W_v = hop.node_in.weight.split([S, 2 * C], 1)
+    radial = torch.nn.functional.linear(slope, W_s) + _rows(W_v, torch.cat([A1 * uW2 + A2 * uW1, 2 * alpha * uV], 1))
     W1, W2, V2 = W1[..., None], W2[..., None], 2 * V[..., None]
     across = torch.cat([B1[:, :, :, None] * W2 + B2[:, :, :, None] * W1, beta[:, :, :, None] * V2], 1)
-    Jy = torch.addcmul(_apply(hop.node_in.weight[:, S:], across), geo.u, radial[:, :, :, None])
-    Jo = _apply(hop.node_out.weight, _set_own(Jy * -_scalars(silu_and_slope(trace.hidden)[1])[..., None], 2, 4))
-    Jh, Jgate = Jo.split([hop.H, C], 1)
+    Jy = _set_own(_rows(W_v, across) + geo.u[:, 0, ..., None] * radial[:, :, None], 1, 3)
+    Jy = Jy * -silu_and_slope(trace.hidden)[1][:, :, None, None]
+    W_h, W_gate = hop.node_out.weight.split([hop.H, C])
+    Jh = torch.nn.functional.linear(Jy, W_h) * silu_and_slope(trace.out)[1][:, :, None, None]
+    Jgate = torch.bmm(W_gate.expand(len(Jy), -1, -1), Jy.flatten(1, 3).transpose(1, 2)).view(len(Jy), C, *Jy.shape[1:4])
     JV = through_direction(alpha + gate * A3, beta + gate * B3, geo)
-    return Tangents(Jh * _scalars(silu_and_slope(trace.out)[1])[..., None], torch.addcmul(JV, W3[..., None, None], Jgate[:, :, :, None]))
+    return Tangents(Jh, torch.addcmul(JV, W3[..., None, None], Jgate[:, :, :, None]))
 
 
 class Sent(NamedTuple):
@@ -156,7 +173,8 @@ class Sent(NamedTuple):
     slopes: tuple[Tensor, Tensor, Tensor]
     messages: tuple[Tensor, Tensor]  # b, b1, [B, F, 1, j]
     Vb: Tensor  # V_j b2_j, [B, C, j, a]
-    carried: Tangents
+    scalars: Tensor  # carried to s, [B, S, k, e, i]
+    vectors: Tensor  # carried to dV, [B, C, k, a, e, i]
 
 
 def send(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace, before: Tangents) -> Sent:
@@ -165,28 +183,29 @@ def send(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace, before: Tangents)
     (gs, g1, g2), slopes = w.g.split(sizes, 1), w.slope.split(sizes, 1)
     B, C, n, _, d = *g1.shape, geo.u.shape[3]
     b, b1, b2 = (m.transpose(1, 2) for m in trace.messages)
-    Jb, Jb1, Jb2 = _apply(hop.send.weight, before.h).split(sizes, 1)
+    Jb = torch.bmm(hop.send.weight.expand(B, -1, -1), before.h.flatten(1, 3).transpose(1, 2))
+    Jb, Jb1, Jb2 = Jb.view(B, -1, *before.h.shape[1:4]).split(sizes, 1)
     V = _vectors(trace.before.V)
     JVb = torch.addcmul(before.V * b2[..., None, None, None], V[..., None, None], Jb2[:, :, :, None])
     scalars = torch.matmul(gs, Jb.flatten(3)).unflatten(-1, (d, n))
     turned = torch.bmm((g1[:, :, :, None] * geo.u).view(B * C, n * d, n), Jb1.reshape(B * C, n, d * n)).view(B * C, n, -1)
     vectors = torch.baddbmm(turned, g2.reshape(B * C, n, n), JVb.view(B * C, n, -1)).view(B, C, n, d, d, n)
-    return Sent((gs, g1, g2), slopes, (b[:, :, None], b1[:, :, None]), V * b2[..., None], Tangents(scalars, vectors))
+    return Sent((gs, g1, g2), slopes, (b[:, :, None], b1[:, :, None]), V * b2[..., None], scalars, vectors)
 
 
-def full_sums(sent: Sent, geo: Geometry) -> Tangents:
-    """Full tangents [..., e, i] of a later hop's neighbour sums."""
+def full_sums(sent: Sent, geo: Geometry) -> tuple[Tensor, Tensor]:
+    """Tangents of a later hop's neighbour sums, all directions: s [B, S, k, m], dV [B, C, k, a, m]."""
     (_, g1, _), (ds, d1, d2), (b, b1) = sent.filters, sent.slopes, sent.messages
-    Js = _set_own(-geo.u * (ds * b)[:, :, :, None], 2, 4) + sent.carried.h
+    Js = _set_own(-geo.u * (ds * b)[:, :, :, None], 2, 4) + sent.scalars
     beta = g1 * b1 / geo.dist
     J = geo.uu * (beta - d1 * b1)[:, :, :, None, None]
     J.diagonal(dim1=3, dim2=4).sub_(beta[..., None])
     J = torch.addcmul(J, (d2[:, :, :, None] * geo.u)[:, :, :, None], sent.Vb.transpose(2, 3)[:, :, None, :, None], value=-1)
-    return Tangents(Js, _set_own(J, 2, 5) + sent.carried.V)
+    return Js.flatten(3), (_set_own(J, 2, 5) + sent.vectors).flatten(4)
 
 
-def contracted_sums(sent: Sent, geo: Geometry) -> Tangents:
-    """Tangents [..., n + d] of a later hop's neighbour sums, along the pair and own directions."""
+def contracted_sums(sent: Sent, geo: Geometry) -> tuple[Tensor, Tensor]:
+    """Tangents of a later hop's neighbour sums along the pair and own directions: s [B, S, k, n + d], dV [B, C, k, a, n + d]."""
     (_, g1, _), (ds, d1, d2), (b, b1) = sent.filters, sent.slopes, sent.messages
     over = g1 / geo.dist
     pair_s = ds * b * geo.d_dist
@@ -196,20 +215,24 @@ def contracted_sums(sent: Sent, geo: Geometry) -> Tangents:
     own_V = torch.einsum("bckj,bkaej->bckae", (d1 - over) * b1, geo.uu[:, 0])
     own_V = own_V + torch.einsum("bckej,bcja->bckae", d2[:, :, :, None] * geo.u, sent.Vb)
     own_V.diagonal(dim1=3, dim2=4).add_((over * b1).sum(-1)[..., None])
-    carried = contract(sent.carried, geo.r)
-    return Tangents(carried.h + torch.cat([pair_s, own_s], -1), carried.V + torch.cat([pair_V, own_V], -1))
+    pair_s = pair_s + _along(sent.scalars, geo.r)
+    own_s = own_s + sent.scalars.diagonal(dim1=2, dim2=4).transpose(2, 3)
+    return torch.cat([pair_s, own_s], -1), contract_vectors(sent.vectors, geo.r) + torch.cat([pair_V, own_V], -1)
 
 
-def later_hop(hop: Hop, trace: HopTrace, sums: Tangents, before: Tangents) -> Tangents:
-    """Tangents after a later hop's node network, along any list of directions [..., m]."""
+def later_hop(hop: Hop, trace: HopTrace, sums: tuple[Tensor, Tensor], before: Tangents) -> Tangents:
+    """Tangents after a later hop's node network, along any list of directions m."""
     V, W1, W2, W3 = (_vectors(y)[..., None] for y in (trace.V, *trace.mixed))
-    JV = before.V + sums.V
+    Js, JV = sums[0], before.V + sums[1]
     J1, J2, J3 = _apply(hop.mix.weight, JV).split(hop.C, 1)
-    invariants = [sums.h, torch.addcmul(J1 * W2, J2, W1).sum(3), 2 * (JV * V).sum(3), before.h]
-    Jy = _apply(hop.node_in.weight, torch.cat(invariants, 1)) * _scalars(silu_and_slope(trace.hidden)[1])
-    Jo, Jgate = _apply(hop.node_out.weight, Jy).split([hop.H, hop.C], 1)
-    Jh = torch.addcmul(before.h, Jo, _scalars(silu_and_slope(trace.out)[1]))
-    return Tangents(Jh, torch.addcmul(torch.addcmul(JV, _scalars(trace.gate)[:, :, :, None], J3), W3, Jgate[:, :, :, None]))
+    invariants = torch.cat([Js, torch.addcmul(J1 * W2, J2, W1).sum(3), 2 * (JV * V).sum(3)], 1)
+    W_sums, W_before = hop.node_in.weight.split([hop.S + 2 * hop.C, hop.H], 1)
+    Jy = _rows(W_sums, invariants) + torch.nn.functional.linear(before.h, W_before)
+    Jy = Jy * silu_and_slope(trace.hidden)[1][:, :, None]
+    W_h, W_gate = hop.node_out.weight.split([hop.H, hop.C])
+    Jh = before.h + torch.nn.functional.linear(Jy, W_h) * silu_and_slope(trace.out)[1][:, :, None]
+    Jgate = torch.bmm(W_gate.expand(len(Jy), -1, -1), Jy.flatten(1, 2).transpose(1, 2)).view(len(Jy), hop.C, 1, *Jy.shape[1:3]).transpose(2, 3)
+    return Tangents(Jh, torch.addcmul(torch.addcmul(JV, _scalars(trace.gate)[:, :, :, None], J3), W3, Jgate))
 
 
 def full_tangents(field: MultiHop, geo: Geometry, traces: list[HopTrace]) -> Tangents:
@@ -217,7 +240,7 @@ def full_tangents(field: MultiHop, geo: Geometry, traces: list[HopTrace]) -> Tan
     J = first_hop(field.hops[0], filters(field.hops[0], geo, field.mask), geo, traces[0])
     for hop, trace in zip(field.hops[1:], traces[1:], strict=False):
         sums = full_sums(send(hop, filters(hop, geo, field.mask), geo, trace, J), geo)
-        h, V = later_hop(hop, trace, sums.flat(), J.flat())
+        h, V = later_hop(hop, trace, sums, J.flat())
         J = Tangents(h.view_as(J.h), V.view_as(J.V))
     return J
 
