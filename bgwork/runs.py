@@ -34,8 +34,8 @@ from bgwork.system import System, load_system, reference_samples
 RUNS = Path("runs")
 SAMPLES_FILE, HELD_OUT_FILE, SETTINGS_FILE = "samples.npz", "held_out.safetensors", "sampling.toml"
 DENSITIES = ("executed", "continuous")
-HELD_OUT = 500  # reference samples at which the generator's density is evaluated, for forward ESS and BAR
-ROUND_TRIP = 100  # of these, those that the certificate sends through the inverse map
+HELD_OUT = 400  # reference samples at which the generator's density is evaluated, for forward ESS and BAR
+ROUND_TRIP = 50  # of these, those that the certificate sends through the inverse map
 
 Note = Callable[[str], None]
 
