@@ -2,7 +2,8 @@
 
 A coupling leaves both marginals as they were, up to symmetries that both densities share: independent pairs, optimal transport within the
 minibatch, and equivariant optimal transport (Klein, Kraemer, Noe 2023), which moves x0 by the permutation and the rotation or
-reflection that bring it nearest to x1, alternating the two (assignment, then Kabsch), for each drawn pair or for the best pairs of small groups.
+reflection that bring it nearest to x1, alternating the two (assignment, then Kabsch), for each drawn pair or for the best pairs
+of small groups.
 Shorter pairs make straighter paths, hence fewer evaluations, and a regression target with less noise.
 """
 

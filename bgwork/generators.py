@@ -38,7 +38,8 @@ def generator_path(name_or_path: str | Path, *, recipe: str = DEFAULT) -> Path:
     known = shipped_generators(system)
     if recipe in known or len(known) == 1:
         return system.path / "generators" / f"{recipe if recipe in known else known[0]}.safetensors"
-    raise GeneratorError(f"{system.name} has no generator {recipe!r} (it has: {', '.join(known) or 'none'}); `bgwork train {system.name}` makes one")
+    has = ", ".join(known) or "none"
+    raise GeneratorError(f"{system.name} has no generator {recipe!r} (it has: {has}); `bgwork train {system.name}` makes one")
 
 
 def load_generator(name_or_path: str | Path, *, recipe: str = DEFAULT, system: System | None = None) -> Flow:
@@ -73,6 +74,7 @@ def _build(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any], s
     missing, unexpected = field.load_state_dict(tensors, strict=False)
     lacking = set(missing) & {name for name, _ in field.named_parameters()}
     if lacking or unexpected:
-        raise GeneratorError(f"{path} does not fit its recipe: {len(lacking)} weights missing, {len(unexpected)} unknown; it was damaged or edited")
+        found = f"{len(lacking)} weights missing, {len(unexpected)} unknown"
+        raise GeneratorError(f"{path} does not fit its recipe: {found}; it was damaged or edited")
     origin = Origin(method=f"flow {meta['recipe_name']}", system=system.name, config_hash=file_fingerprint(path), commit=meta["commit"])
     return Flow(prior=Gaussian(space=system.space, std=meta["prior_std"]), field=field.eval(), origin=origin, grid=recipe.sampler.build())

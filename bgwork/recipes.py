@@ -154,7 +154,8 @@ def load_recipe(system: System, name: str = DEFAULT, *, overrides: Sequence[str]
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"unknown recipe {name!r} of {system.name}; known recipes: {', '.join(list_recipes(system)) or 'none'}") from error
+        known = ", ".join(list_recipes(system)) or "none"
+        raise RecipeError(f"unknown recipe {name!r} of {system.name}; known recipes: {known}") from error
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} is not readable TOML: {error}") from error
     for override in overrides:
@@ -218,20 +219,22 @@ def training_job(
         folder: where everything goes.
         seed: of initial weights and batches.
     """
-    batches = FlowMatchingData(x1=data.float(), prior=system.prior, coupling=recipe.coupling.build(), batch=recipe.training.batch, seed=seed,
-                               times=Times(late=recipe.training.late_times))
+    batches = FlowMatchingData(
+        x1=data.float(), prior=system.prior, coupling=recipe.coupling.build(), batch=recipe.training.batch, seed=seed,
+        times=Times(late=recipe.training.late_times))
     meta = {"system": system.name, "recipe_name": name, "recipe": recipe.model_dump(), "seed": seed,
             "prior_std": system.prior.std, "commit": commit(), "versions": versions()}
-    return TrainingJob(model=build_field(recipe, system.space, seed=seed), loss=flow_matching_loss, data=batches, config=recipe.training.config(),
-                       folder=folder, meta=meta, evaluate=ess_of(system, recipe), on_log=on_log)
+    return TrainingJob(
+        model=build_field(recipe, system.space, seed=seed), loss=flow_matching_loss, data=batches, config=recipe.training.config(),
+        folder=folder, meta=meta, evaluate=ess_of(system, recipe), on_log=on_log)
 
 
 def ess_of(system: System, recipe: Recipe) -> Callable[[nn.Module], dict[str, float]]:
     """Effective sample size of the executed map on a few hundred samples: a progress figure, never reported as a result."""
-    n = recipe.training.evaluate_samples
+    n, origin = recipe.training.evaluate_samples, Origin(method="training", system=system.name)
 
     def evaluate(field: nn.Module) -> dict[str, float]:
-        flow = Flow(prior=system.prior, field=field, grid=recipe.sampler.build(), origin=Origin(method="training", system=system.name), n_round_trip=0)
+        flow = Flow(prior=system.prior, field=field, grid=recipe.sampler.build(), origin=origin, n_round_trip=0)
         proposal = flow.sample(n, generator=torch.Generator().manual_seed(n))
         weighted = weigh(proposal, system.differentiable_target, accept=(proposal.density,))
         return {"ess": ess(weighted).value, "ess_samples": n}

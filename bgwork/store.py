@@ -1,7 +1,7 @@
 """The only reader and writer of files: samples (NPZ without pickle), checkpoints (safetensors), JSON and text.
 
-Every file is written to a temporary name in the same folder, flushed to disk and renamed, so that an interruption leaves either the old file or
-the new one. Reading never executes code from the file.
+Every file is written to a temporary name in the same folder, flushed to disk and renamed, so that an interruption leaves either the
+old file or the new one. Reading never executes code from the file.
 """
 
 from __future__ import annotations
@@ -125,8 +125,9 @@ def save_samples(path: Path, samples: Proposal | WeightedSamples) -> None:
     """Write a proposal, or weighted samples (with u and the target's name), to one NPZ file."""
     proposal = samples.proposal if isinstance(samples, WeightedSamples) else samples
     space = next(name for name, cls in SPACES.items() if type(proposal.space) is cls)
-    meta = {"format": "bgwork-samples-1", "space": space, "density": proposal.density.value, "origin": proposal.origin, "cost": proposal.cost,
-            "certificate": proposal.certificate, "note": proposal.note}
+    meta = {
+        "format": "bgwork-samples-1", "space": space, "density": proposal.density.value, "origin": proposal.origin, "cost": proposal.cost,
+        "certificate": proposal.certificate, "note": proposal.note}
     arrays = {name: getattr(proposal, name).numpy() for name in ("x", "log_q", "group", "sign") if getattr(proposal, name) is not None}
     if isinstance(samples, WeightedSamples):
         arrays["u"], meta["target"] = samples.u.numpy(), samples.target

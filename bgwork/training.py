@@ -1,7 +1,8 @@
 """The one training loop: a model, an objective's loss and batches as a function of the step number.
 
-The loop itself draws no random numbers; step k's batch depends on k alone and is prepared by a worker process while step k-1 runs. A checkpoint
-holds weights, their average, the optimiser's moments and the step, so that a resumed training repeats an uninterrupted one bit for bit.
+The loop itself draws no random numbers; step k's batch depends on k alone and is prepared by a worker process while step k-1 runs.
+A checkpoint holds weights, their average, the optimiser's moments and the step, so that a resumed training repeats an uninterrupted one
+bit for bit.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def train(job: TrainingJob, *, resume: bool) -> TrainingState:
     if resume:
         restore(job, state)
     elif job.checkpoint.exists():
-        raise TrainingError(f"{job.checkpoint} exists; add --resume to go on from it, or choose another --name")
+        raise TrainingError(f"{job.checkpoint} exists; add --resume to go on from it, or choose another --out")
     loader = DataLoader(Batches(job.data), sampler=range(state.step, job.config.steps), batch_size=None, num_workers=1,
                         prefetch_factor=4, worker_init_fn=leave_interrupts_to_parent)
     loss = torch.compile(job.loss) if job.config.compiled else job.loss
@@ -174,7 +175,8 @@ def advance(job: TrainingJob, state: TrainingState, loss: Callable[[nn.Module, A
     value.backward()
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), c.clip)
     if not (math.isfinite(value.item()) and math.isfinite(norm.item())):
-        raise TrainingError(f"loss {value.item()} with gradient norm {norm.item()} at step {state.step}; lower learning_rate or check the data")
+        found = f"loss {value.item()} with gradient norm {norm.item()} at step {state.step}"
+        raise TrainingError(f"{found}; lower learning_rate or check the data")
     state.optimiser.step()
     decay = min(c.ema, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
@@ -229,7 +231,8 @@ def restore(job: TrainingJob, state: TrainingState) -> None:
     tensors, meta = store.load_checkpoint(job.checkpoint)
     for key in ("system", "recipe", "seed"):
         if meta.get(key) != json.loads(json.dumps(job.meta.get(key))):
-            raise TrainingError(f"{job.checkpoint} was trained with another {key} ({meta.get(key)}); resume with that one or choose another --name")
+            remedy = "resume with that one, or choose another --out"
+            raise TrainingError(f"{job.checkpoint} was trained with another {key} ({meta.get(key)}); {remedy}")
     try:
         for name, p in state.model.named_parameters():
             p.data.copy_(tensors[f"model.{name}"])

@@ -2,7 +2,8 @@
 
 One rule makes that possible: a hop is *linear in the neighbours' features with radial filters*, sum_j g(r_kj, t) b(h_j); nonlinearities sit
 at nodes, and once, at the end, in a pair readout (the SchNet / PaiNN family: Schuett et al. 2017, 2021). The Jacobians of all
-node features then travel from hop to hop by batched matrix products (`multihop_tangents`), and no pair network is ever re-evaluated per coordinate.
+node features then travel from hop to hop by batched matrix products (`multihop_tangents`), and no pair network is ever
+re-evaluated per coordinate.
 
     f_ij = silu(W rbf(r_ij) + W_t temb(t)),    c = n^-1/2
     hop:      s_k  = c sum_j gs_kj b(h_j)

@@ -1,8 +1,9 @@
 """Divergence and full Jacobian of the multi-hop field: its hops' tangents (`multihop_tangents`) taken through the pair readout.
 
     v_i = 1/n sum_j phi_ij r_ij + sum_c gamma_c(h_i) V_ic
-The divergence needs the derivative of phi_ij along r_ij alone, one forward tangent a pair. The full Jacobian takes one reverse pass through the pair
-network, d phi_ij / d(features of i, of j, of the pair), and assembles the rest by matrix products with the nodes' Jacobians.
+The divergence needs the derivative of phi_ij along r_ij alone, one forward tangent a pair. The full Jacobian takes one reverse pass
+through the pair network, d phi_ij / d(features of i, of j, of the pair), and assembles the rest by matrix products with the nodes'
+Jacobians.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Tangents of the multi-hop field's node features, in closed form.
 
-Tangents of node k along direction m are [B, k, m, F] for scalars (channels last: network layers are matrix products on rows) and [B, C, k, a, m] for
-vectors (channels first). In a *full* Jacobian m runs over (e, i): particle i moves along axis e. A hop is a batched product over (B, F) of the filter
-matrix [k, j] with the neighbours' tangents [j, m]. For the divergence only two contractions of the last hop are needed,
+Tangents of node k along direction m are [B, k, m, F] for scalars (channels last: network layers are matrix products on rows) and
+[B, C, k, a, m] for vectors (channels first). In a *full* Jacobian m runs over (e, i): particle i moves along axis e. A hop is a batched
+product over (B, F) of the filter matrix [k, j] with the neighbours' tangents [j, m]. For the divergence only two contractions of the last
+hop are needed,
     pair   x_i moves along r_ik = x_i - x_k   (n directions)
     own    x_k itself moves along axis e      (d directions)
 so its node network sees n + d directions instead of n d, and the readout one tangent a pair.
@@ -87,9 +88,9 @@ def _apply(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _channels_first(weight: Tensor, x: Tensor) -> Tensor:
-    """weight [out, F] on the last axis of x [B, i, j, F], giving [B, out, i, j]."""
-    B, n, m, _ = x.shape
-    return torch.bmm(weight.expand(B, -1, -1), x.reshape(B, n * m, -1).transpose(1, 2)).view(B, -1, n, m)
+    """weight [out, F] on the last axis of x [B, ..., F], giving [B, out, ...]."""
+    y = torch.bmm(weight.expand(len(x), -1, -1), x.flatten(1, -2).transpose(1, 2))
+    return y.view(len(x), -1, *x.shape[1:-1])
 
 
 def _rows(weight: Tensor, x: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ def first_hop(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace) -> Tangents:
     Jy = Jy * -silu_and_slope(trace.hidden)[1][:, :, None, None]
     W_h, W_gate = hop.node_out.weight.split([hop.H, C])
     Jh = torch.nn.functional.linear(Jy, W_h) * silu_and_slope(trace.out)[1][:, :, None, None]
-    Jgate = torch.bmm(W_gate.expand(len(Jy), -1, -1), Jy.flatten(1, 3).transpose(1, 2)).view(len(Jy), C, *Jy.shape[1:4])
+    Jgate = _channels_first(W_gate, Jy)
     JV = through_direction(alpha + gate * A3, beta + gate * B3, geo)
     return Tangents(Jh, torch.addcmul(JV, W3[..., None, None], Jgate[:, :, :, None]))
 
@@ -183,8 +184,7 @@ def send(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace, before: Tangents)
     (gs, g1, g2), slopes = w.g.split(sizes, 1), w.slope.split(sizes, 1)
     B, C, n, _, d = *g1.shape, geo.u.shape[3]
     b, b1, b2 = (m.transpose(1, 2) for m in trace.messages)
-    Jb = torch.bmm(hop.send.weight.expand(B, -1, -1), before.h.flatten(1, 3).transpose(1, 2))
-    Jb, Jb1, Jb2 = Jb.view(B, -1, *before.h.shape[1:4]).split(sizes, 1)
+    Jb, Jb1, Jb2 = _channels_first(hop.send.weight, before.h).split(sizes, 1)
     V = _vectors(trace.before.V)
     JVb = torch.addcmul(before.V * b2[..., None, None, None], V[..., None, None], Jb2[:, :, :, None])
     scalars = torch.matmul(gs, Jb.flatten(3)).unflatten(-1, (d, n))
@@ -231,7 +231,7 @@ def later_hop(hop: Hop, trace: HopTrace, sums: tuple[Tensor, Tensor], before: Ta
     Jy = Jy * silu_and_slope(trace.hidden)[1][:, :, None]
     W_h, W_gate = hop.node_out.weight.split([hop.H, hop.C])
     Jh = before.h + torch.nn.functional.linear(Jy, W_h) * silu_and_slope(trace.out)[1][:, :, None]
-    Jgate = torch.bmm(W_gate.expand(len(Jy), -1, -1), Jy.flatten(1, 2).transpose(1, 2)).view(len(Jy), hop.C, 1, *Jy.shape[1:3]).transpose(2, 3)
+    Jgate = _channels_first(W_gate, Jy)[:, :, :, None]
     return Tangents(Jh, torch.addcmul(torch.addcmul(JV, _scalars(trace.gate)[:, :, :, None], J3), W3, Jgate))
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 SOFTENING = 1e-4  # squared length; keeps u differentiable at contact, 1e-2 length units below any physical distance
-LARGEST_EXPONENT = 45.0  # exp(-45) = 3e-20 is lost in float32 sums, while smaller Gaussians become denormal and halve the speed of every product
+# exp(-45) = 3e-20 is lost in float32 sums, while smaller Gaussians would become denormal and halve the speed of every product
+LARGEST_EXPONENT = 45.0
 FLOOR = math.exp(-LARGEST_EXPONENT)
 
 
