@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -60,8 +63,6 @@ def test_constraints_pin_every_requirement_within_its_range():
 
 
 def test_only_what_was_agreed_lies_at_the_top():
-    import subprocess
-
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     top = {path.split("/")[0] for path in tracked}
     assert not {name for name in top - TOP_LEVEL if not name.startswith(".")}
@@ -70,3 +71,18 @@ def test_only_what_was_agreed_lies_at_the_top():
 def test_entry_point_is_installed():
     (script,) = metadata.entry_points(group="console_scripts", name="bgwork")
     assert script.value == "bgwork.cli:main" and callable(script.load())
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_systems(tmp_path):
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(pip, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    shipped = [path.relative_to(ROOT / "systems") for path in (ROOT / "systems").rglob("*") if path.is_file()]
+    assert shipped and all((tmp_path / "installed/bgwork/_systems" / path).is_file() for path in shipped)
+    code = "import bgwork; s = bgwork.load_system('lj13'); print(s.path, len(bgwork.reference_samples(s)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed")}, check=True,
+                          capture_output=True, text=True)
+    assert "installed/bgwork/_systems/lj13" in done.stdout

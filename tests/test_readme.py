@@ -6,24 +6,34 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+
+import bgwork
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def example() -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    return code
+EXAMPLE, *OTHERS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("n", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [60, pytest.param(2000, marks=pytest.mark.slow)])
 def test_example_runs(n, capsys):
-    code = example()
-    assert code.count("2000") == 1
-    exec(compile(code.replace("2000", str(n)), "README.md", "exec"), scope := {})
+    assert EXAMPLE.count("2000") == 1
+    exec(compile(EXAMPLE.replace("2000", str(n)), "README.md", "exec"), scope := {})
     ess, average = capsys.readouterr().out.splitlines()
     assert ess.count("+-") == 2 and average.count("+-") == 1
     assert scope["flow"].log_prob(scope["x"]).shape == (8,)
     assert scope["proposal"].density.value == "exact"
+
+
+def test_the_other_examples_run_one_after_the_other(capsys):
+    torch.manual_seed(0)
+    exec(compile("\n".join(OTHERS), "README.md", "exec"), scope := {})
+    length = bgwork.expectation(scope["weighted"], lambda x: (x[:, 0] - x[:, 1]).norm(dim=-1))
+    r = torch.linspace(0, 6, 100_001, dtype=torch.float64)
+    weight = r.square() * torch.exp(-5 * (r - 1) ** 2)
+    exact = ((weight * r).sum() / weight.sum()).item()
+    assert abs(length.value - exact) < 4 * length.stderr
 
 
 def test_every_command_of_the_readme_exists():
