@@ -1,0 +1,72 @@
+"""Cost of value + exact divergence and value + full Jacobian of the multi-hop field, in forward passes and milliseconds.
+
+    python benchmarks/field_cost.py
+
+Run it on an idle machine. CPU time of one thread, best batch of each quantity, the faster quartile of the repeats.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from rows import Row, publish
+
+from bgwork.fields.egnn import EGNN
+from bgwork.fields.multihop import MultiHop, MultiHopConfig
+
+BATCHES = {13: (4, 8, 16, 32, 64), 22: (2, 4, 8, 16), 55: (1, 2, 4)}
+SEED = 0
+
+
+def milliseconds(f: Callable[[torch.Tensor], object], n: int, batches: tuple[int, ...], repeats: int) -> float:
+    """CPU milliseconds a sample, at the best batch size."""
+    return min(_per_sample(f, n, batch, repeats) for batch in batches)
+
+
+def _per_sample(f: Callable[[torch.Tensor], object], n: int, batch: int, repeats: int) -> float:
+    x, times = torch.randn(batch, n, 3, generator=torch.Generator().manual_seed(SEED)), []
+    f(x)
+    for _ in range(repeats):
+        started = time.process_time()
+        f(x)
+        times.append(time.process_time() - started)
+    return 1e3 * sorted(times)[repeats // 4] / batch
+
+
+@torch.no_grad()
+def measure(n: int, hops: int, repeats: int = 15) -> list[Row]:
+    torch.manual_seed(SEED)
+    field, t = MultiHop(n, 3, MultiHopConfig(hops=hops)), torch.tensor(0.3)
+    forward = milliseconds(lambda x: field(t, x), n, BATCHES[n], repeats)
+    divergence = milliseconds(lambda x: field.value_and_divergence(t, x), n, BATCHES[n], repeats)
+    jacobian = milliseconds(lambda x: field.value_and_jacobian(t, x), n, BATCHES[n], repeats)
+    common = {"system": f"n={n}", "method": f"multi-hop, {hops} hops", "n": repeats, "seed": SEED}
+    goals = ("<= 6", "<= 12" if n < 55 else "") if hops == 2 else ("", "")
+    return [
+        Row(metric="forward, ms a sample", value=forward, **common),
+        Row(metric="value + divergence, ms a sample", value=divergence, **common),
+        Row(metric="value + divergence / forward", value=divergence / forward, goal=goals[0], **common),
+        Row(metric="value + Jacobian, ms a sample", value=jacobian, **common),
+        Row(metric="value + Jacobian / forward", value=jacobian / forward, goal=goals[1], **common)]
+
+
+def measure_brute_force(n: int, batch: int = 4) -> list[Row]:
+    torch.manual_seed(SEED)
+    field, t = EGNN(n, 3), torch.tensor(0.3)
+    forward = _per_sample(torch.no_grad()(lambda x: field(t, x)), n, 32, 5)
+    divergence = _per_sample(lambda x: field.value_and_divergence(t, x), n, batch, 3)
+    common = {"system": f"n={n}", "method": "EGNN 4 x 64, brute force", "n": 3, "seed": SEED}
+    return [Row(metric="forward, ms a sample", value=forward, **common),
+            Row(metric="value + divergence / forward", value=divergence / forward, **common)]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = [row for n in BATCHES for hops in (1, 2, 3) if hops == 2 or n == 13 for row in measure(n, hops)]
+    publish(rows + measure_brute_force(13))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Generators: the shipped ones load, sample and certify; damaged or foreign ones are refused."""
+
+import tomllib
+
+import pytest
+import torch
+from toy import RECIPE, make_generator
+
+from bgwork import store
+from bgwork.generators import GeneratorError, generator_path, load_generator, shipped_generators
+from bgwork.recipes import parse_recipe
+from bgwork.records import Density
+from bgwork.reweighting import ess, weigh
+from bgwork.system import list_systems, load_system
+
+SHIPPED = [(name, recipe) for name in list_systems() for recipe in shipped_generators(load_system(name))]
+
+
+@pytest.mark.parametrize(("name", "recipe"), SHIPPED)
+def test_a_shipped_generator_is_certified_and_close_to_its_target(name, recipe):
+    system, flow = load_system(name), load_generator(name, recipe=recipe)
+    proposal = flow.sample(32, generator=torch.Generator().manual_seed(0))
+    assert proposal.density is Density.EXACT
+    assert ess(weigh(proposal, system.target)).value > 0.2  # 32 samples; an untrained field has 1/32
+
+
+@pytest.mark.parametrize(("name", "recipe"), SHIPPED)
+def test_a_shipped_generator_says_how_it_was_made(name, recipe):
+    system = load_system(name)
+    made = store.read_json(system.path / "generators" / f"{recipe}.json")
+    meta = store.load_checkpoint(system.path / "generators" / f"{recipe}.safetensors")[1]
+    assert {"command", "seed", "commit", "steps", "core_minutes", "figures", "data"} <= made.keys()
+    assert (made["seed"], made["commit"], made["steps"]) == (meta["seed"], meta["commit"], meta["progress"]["step"])
+    assert parse_recipe(meta["recipe"], source="shipped").training.steps == made["steps"]
+
+
+def test_generators_are_found_by_name_file_and_folder(toy):
+    assert generator_path("toy") == generator_path(toy.generator).relative_to(toy.root)
+    make_generator(toy.root / "run" / "generator.safetensors", recipe=tomllib.loads(RECIPE))
+    assert generator_path(toy.root / "run").name == "generator.safetensors"
+    flows = [load_generator(source) for source in ("toy", toy.generator, toy.root / "run")]
+    x = [flow.sample(4, generator=torch.Generator().manual_seed(0)).x for flow in flows]
+    assert torch.equal(x[0], x[1]) and torch.equal(x[0], x[2])
+
+
+def test_a_generator_of_another_system_is_refused(toy):
+    with pytest.raises(GeneratorError, match="trained for toy, not for dw4"):
+        load_generator(toy.generator, system=load_system("dw4"))
+
+
+def test_a_truncated_generator_is_refused(toy):
+    toy.generator.write_bytes(toy.generator.read_bytes()[:-40])
+    with pytest.raises(store.FileError, match="not a complete safetensors file"):
+        load_generator(toy.generator)
+
+
+def test_a_pickle_is_refused_and_not_executed(toy):
+    torch.save({"last.weight": torch.zeros(2)}, toy.generator)
+    with pytest.raises(store.FileError, match="pickles are never loaded"):
+        load_generator(toy.generator)
+
+
+def test_a_generator_with_a_weight_missing_is_refused(toy):
+    tensors, meta = store.load_checkpoint(toy.generator)
+    tensors.popitem()
+    store.save_checkpoint(toy.generator, tensors, meta)
+    with pytest.raises(GeneratorError, match="1 weights missing"):
+        load_generator(toy.generator)
+
+
+def test_a_training_checkpoint_is_not_a_generator(toy):
+    tensors, meta = store.load_checkpoint(toy.generator)
+    store.save_checkpoint(toy.generator, tensors, {**meta, "kind": "checkpoint"})
+    with pytest.raises(GeneratorError, match="does not hold a generator"):
+        load_generator(toy.generator)
+
+
+def test_a_system_without_generators_says_how_to_make_one(toy):
+    toy.generator.unlink()
+    with pytest.raises(GeneratorError, match="bgwork train toy"):
+        load_generator("toy")

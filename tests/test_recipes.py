@@ -1,0 +1,87 @@
+"""Recipes: what is wrong is named, overrides reach the job, and what is written back is what was meant."""
+
+import tomllib
+
+import pytest
+import torch
+from toy import RECIPE
+
+from bgwork.couplings import EquivariantOptimalTransport, Independent, OptimalTransport
+from bgwork.fields.egnn import EGNN
+from bgwork.fields.multihop import MultiHop
+from bgwork.recipes import RecipeError, build_field, list_recipes, load_recipe, parse_recipe, save_recipe, training_job
+from bgwork.spaces import MeanFree
+from bgwork.system import list_systems, load_system
+
+
+def recipe(**tables):
+    values = tomllib.loads(RECIPE)
+    for table, changes in tables.items():
+        values[table] = {**values[table], **changes}
+    return parse_recipe(values, source="test")
+
+
+def test_every_shipped_recipe_builds_its_field():
+    for system in map(load_system, list_systems()):
+        for name in list_recipes(system):
+            field = build_field(load_recipe(system, name), system.space, seed=0)
+            x = system.prior.sample(2, generator=torch.Generator().manual_seed(0))
+            assert field(torch.tensor(0.5), x).shape == x.shape
+
+
+def test_overrides_reach_the_job(toy):
+    system = load_system(toy.system)
+    changed = load_recipe(system, overrides=["training.steps=7", "coupling.kind=ot", "field.hidden=5"])
+    job = training_job(system, changed, name="eqot-fm", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=3)
+    assert (job.config.steps, changed.field.hidden) == (7, 5)
+    assert isinstance(job.data.coupling, OptimalTransport)
+    assert job.meta["recipe"]["training"]["steps"] == 7
+
+
+@pytest.mark.parametrize(("override", "names"), [
+    ("training.step=7", "steps, batch"), ("field.width=7", "hidden, depth"), ("optimizer=adam", "objective, description"),
+    ("training.steps=many", "training.steps"), ("training.steps=0", "greater than or equal to 1"),
+    ("training.steps", "table.key=value"), ("coupling.kind=sinkhorn", "'independent', 'ot' or 'equivariant-ot'"),
+    ("objective.kind=x", "objective"), ("training.steps=2.5", "integer")])
+def test_a_wrong_override_is_named_with_what_is_allowed(toy, override, names):
+    with pytest.raises(RecipeError, match=names):
+        load_recipe(load_system(toy.system), overrides=[override])
+
+
+def test_an_unknown_recipe_names_the_known_ones(toy):
+    with pytest.raises(RecipeError, match="known recipes: eqot-fm"):
+        load_recipe(load_system(toy.system), "magic")
+
+
+def test_a_missing_key_is_named():
+    values = tomllib.loads(RECIPE)
+    del values["training"]["steps"]
+    with pytest.raises(RecipeError, match="training.steps: Field required"):
+        parse_recipe(values, source="test")
+
+
+def test_a_recipe_that_is_not_toml_is_refused(toy):
+    (toy.system / "recipes" / "broken.toml").write_text("objective = ")
+    with pytest.raises(RecipeError, match="not readable TOML"):
+        load_recipe(load_system(toy.system), "broken")
+
+
+def test_the_saved_recipe_reads_back_as_itself(toy):
+    path = toy.root / "resolved.toml"
+    save_recipe(recipe(), path)
+    assert load_recipe(load_system(toy.system), str(path)) == recipe()
+
+
+def test_sections_build_what_they_name():
+    space = MeanFree(n=4, d=2)
+    for kind, field in (("multihop", MultiHop), ("egnn", EGNN)):
+        values = {**tomllib.loads(RECIPE), "field": {"kind": kind, "hidden": 8}}
+        assert isinstance(parse_recipe(values, source="test").field.build(space), field)
+    for kind, coupling in (("independent", Independent), ("equivariant-ot", EquivariantOptimalTransport)):
+        assert isinstance(recipe(coupling={"kind": kind}).coupling.build(), coupling)
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    a, b, c = (build_field(recipe(), MeanFree(n=1, d=2), seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
