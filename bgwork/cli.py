@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from bgwork import terminal, workflow
-from bgwork.recipes import DEFAULT
+from bgwork.recipes import default_recipe
 from bgwork.records import Density
 from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system
@@ -81,7 +81,8 @@ def reference(name: SystemName, n: N = 10_000, seed: Seed = 0, out: Out = None) 
 @app.command()
 def train(
     name: SystemName,
-    recipe: Annotated[str, typer.Option(help="Name of one of the system's recipes, or a .toml file.")] = DEFAULT,
+    recipe: Annotated[
+        str | None, typer.Option(help="One of the system's recipes, or a .toml file.", show_default="eqot-fm, or the only one")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, bit for bit.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's key; repeatable.")] = None,
     seed: Seed = 0,
@@ -92,7 +93,9 @@ def train(
 
     Examples: `bgwork train dw4`, `bgwork train dw4 --set training.steps=2000 --out runs/dw4/short`, `bgwork train dw4 --resume`
     """
-    training = workflow.Training(system=load_system(name), recipe=recipe, overrides=tuple(overrides or ()), seed=seed, data=data, out=out)
+    system = load_system(name)
+    training = workflow.Training(
+        system=system, recipe=recipe or default_recipe(system), overrides=tuple(overrides or ()), seed=seed, data=data, out=out)
     workflow.train(training, resume=resume)
 
 

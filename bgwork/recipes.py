@@ -140,6 +140,12 @@ def list_recipes(system: System) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (system.path / "recipes").glob("*.toml")))
 
 
+def default_recipe(system: System) -> str:
+    """The recipe used unless told otherwise: eqot-fm, or the system's only one."""
+    known = list_recipes(system)
+    return known[0] if len(known) == 1 else DEFAULT
+
+
 def load_recipe(system: System, name: str = DEFAULT, *, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe.
 

@@ -13,7 +13,7 @@ from bgwork import runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.generators import shipped_generators
 from bgwork.pareto import pareto_k, pareto_limit
-from bgwork.recipes import DEFAULT, list_recipes, load_recipe, training_job
+from bgwork.recipes import default_recipe, list_recipes, load_recipe, training_job
 from bgwork.records import Density, WeightedSamples
 from bgwork.report import Report, average_all, kept_report, write_report
 from bgwork.reweighting import ess, log_z, max_weight
@@ -67,7 +67,7 @@ class Training:
     """
 
     system: System
-    recipe: str = DEFAULT
+    recipe: str
     overrides: tuple[str, ...] = ()
     seed: int = 0
     data: Path | None = None
@@ -141,8 +141,8 @@ def with_generator(source: str) -> str:
     if shipped_generators(system):
         terminal.note(f"generator exists and is kept: {', '.join(shipped_generators(system))} of {system.name}")
         return source
-    training = Training(system=system)
-    recipe = load_recipe(system)  # before any work: without a recipe nothing can be trained
+    training = Training(system=system, recipe=default_recipe(system))
+    recipe = load_recipe(system, training.recipe)  # before any work: without a recipe nothing can be trained
     if not training.source.exists():
         reference(system, system.reference.chains * system.reference.draws, seed=0)
     if (training.folder / "generator.safetensors").exists():
