@@ -283,3 +283,18 @@ def test_evaluations_are_counted():
 def test_impossible_grids_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Grid(**options)
+
+
+def test_numbers_do_not_depend_on_the_number_of_threads():
+    field = randomise(MLP(1, 2, hidden=8, depth=2))
+    flow = Flow(prior=Gaussian(space=PLANE), field=field, origin=Origin(method="flow", system="plane"), batch=3)
+    before = torch.get_num_threads()
+    try:
+        drawn = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            drawn.append(flow.sample(10, generator=torch.Generator().manual_seed(0)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(drawn[0].x, drawn[1].x) and torch.equal(drawn[0].log_q, drawn[1].log_q)

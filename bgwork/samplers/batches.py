@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from bgwork.protocols import Field
 from bgwork.spaces import Space
 
 Progress = Callable[[int, int], None]
+Result = TypeVar("Result")
 
 
 def check_count(n: int) -> None:
@@ -52,3 +55,20 @@ def in_batches(n: int, batch: int, progress: Progress | None) -> Iterator[slice]
         yield slice(start, stop)
         if progress is not None:
             progress(stop, n)
+
+
+def map_batches(f: Callable[[slice], Result], n: int, batch: int, progress: Progress | None) -> list[Result]:
+    """[f(rows) for the slices of `in_batches`], as many at a time as torch has threads, each on one thread.
+
+    The products of a batch are too small to be split, while batches are independent; one thread each also makes the
+    numbers independent of how many threads there are.
+    """
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(f, slice(start, min(start + batch, n))) for start in range(0, n, batch)]
+        try:
+            return [future.result() for future, _ in zip(futures, in_batches(n, batch, progress), strict=True)]
+        finally:
+            for future in futures:
+                future.cancel()
+            torch.set_num_threads(threads)  # MKL's number is global, so the pool's threads have lowered the caller's too

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bgwork.protocols import Field, Prior
 from bgwork.records import Certificate, Cost, Density, Origin, Proposal
-from bgwork.samplers.batches import Progress, check_configurations, check_count, check_field, in_batches
+from bgwork.samplers.batches import Progress, check_configurations, check_count, check_field, map_batches
 from bgwork.samplers.integrators import Grid, step, step_with_jacobian
 from bgwork.samplers.inverse import Inversion, invert_step
 from bgwork.spaces import Space
@@ -169,7 +169,7 @@ class Flow:
 
     def _invert(self, x: Tensor, progress: Progress | None = None) -> Inversion:
         started = time.perf_counter()
-        parts = [self._invert_batch(x[rows]) for rows in in_batches(len(x), self.batch, progress)]
+        parts = map_batches(lambda rows: self._invert_batch(x[rows]), len(x), self.batch, progress)
         z, log_prob, iterations, error = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else empty_inversion(x)
         forward, newton = 2 * len(x) * self.grid.evaluations, int(iterations.sum()) * self.grid.tableau.stages
         cost = Cost(network=forward + newton, jacobian=newton, seconds=time.perf_counter() - started)
@@ -199,7 +199,7 @@ class Flow:
         return preimage, log_prob, iterations, error
 
     def _push_all(self, z: Tensor) -> Pushed:
-        parts = [self.push(z[rows]) for rows in in_batches(len(z), self.batch, self.on_batch)]
+        parts = map_batches(lambda rows: self.push(z[rows]), len(z), self.batch, self.on_batch)
         return Pushed(**{name: torch.cat([getattr(part, name) for part in parts]) for name in Pushed.__dataclass_fields__})
 
     def _certify(self, z: Tensor, pushed: Pushed) -> tuple[Certificate, Cost]:
