@@ -100,8 +100,14 @@ def test_other_settings_draw_other_samples_and_a_new_report(run):
 
 
 def test_another_generator_draws_other_samples(run):
-    make_generator(GENERATOR, recipe=tomllib.loads(RECIPE) | {"sampler": {"integrator": "midpoint", "steps": 5}})
+    steeper(2.0)
     assert "replacing" in call("sample", "toy", *QUICK).stderr
+
+
+def steeper(factor: float) -> None:
+    """Multiply the shipped generator's velocity."""
+    tensors, meta = store.load_checkpoint(GENERATOR)
+    store.save_checkpoint(GENERATOR, tensors | {"last.weight": tensors["last.weight"] * factor}, meta)
 
 
 @pytest.mark.parametrize(("options", "density"), [
@@ -285,11 +291,7 @@ def test_unwritable_output(toy):
 
 
 def test_uncertified_samples_are_kept_and_refused_until_accepted(toy):
-    recipe = tomllib.loads(RECIPE)
-    make_generator(toy.generator, recipe=recipe)
-    tensors, meta = store.load_checkpoint(toy.generator)
-    tensors["last.weight"] = tensors["last.weight"] * 2000  # so steep that the map folds
-    store.save_checkpoint(toy.generator, tensors, meta)
+    steeper(2000)  # so much that the map folds
     refused(call("run", "toy", *QUICK), "uncertified", "--accept uncertified")
     folder = toy.root / "runs" / "toy" / "shipped"
     assert [path.name for path in folder.iterdir() if path.suffix == ".json"] == []
