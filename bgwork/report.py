@@ -114,7 +114,7 @@ def pictures(weighted: WeightedSamples, diagnosis: Diagnosis, reference: Weighte
     """The figures that these samples allow, each with its caption."""
     shown = [
         (figures.energies(weighted, reference), "Reduced energy: as generated, reweighted, and in the reference samples."),
-        (figures.geometry(weighted, reference, length_unit=system.length_unit), "The same for the geometry."),
+        (figures.geometry(weighted, reference, length_unit=system.length_unit), "The same for the shape of the configurations."),
     ]
     if (system.space.n, system.space.d) == (1, 2):
         shown.append((figures.plane(weighted, reference), "Density in the plane, on one colour scale."))
