@@ -51,9 +51,9 @@ def rows_of(name: str, found: Diagnosis, evaluations: int, options: argparse.Nam
     """Every figure as a row."""
     method = f"flow eqot-fm, executed map, {found.density.value}"
     common = {"system": name, "method": method, "evaluations": evaluations, "n": options.n, "seed": options.seed}
-    reverse, forward = GOALS.get(name, ("", ""))
+    reverse, forward = GOALS.get(name, (None, None))
     rows = [
-        estimate_row("reverse ESS", found.ess, goal=reverse, published=PUBLISHED.get(name, ""), **common),
+        estimate_row("reverse ESS", found.ess, goal=reverse, published=PUBLISHED.get(name), **common),
         estimate_row("forward ESS", found.forward_ess, goal=forward, **common),
         estimate_row("log Z", found.log_z, **common), estimate_row("log Z by BAR", found.log_z_bar, **common),
         Row(metric="largest weight", value=found.max_weight, **common), Row(metric="Pareto k", value=found.pareto_k, **common),

@@ -43,7 +43,7 @@ def measure(n: int, hops: int, repeats: int = 15) -> list[Row]:
     divergence = milliseconds(lambda x: field.value_and_divergence(t, x), n, BATCHES[n], repeats)
     jacobian = milliseconds(lambda x: field.value_and_jacobian(t, x), n, BATCHES[n], repeats)
     common = {"system": f"n={n}", "method": f"multi-hop, {hops} hops", "n": repeats, "seed": SEED}
-    goals = ("<= 6", "<= 12" if n < 55 else "") if hops == 2 else ("", "")
+    goals = ("<= 6", "<= 12" if n < 55 else None) if hops == 2 else (None, None)
     return [
         Row(metric="forward, ms a sample", value=forward, **common),
         Row(metric="value + divergence, ms a sample", value=divergence, **common),

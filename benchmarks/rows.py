@@ -27,8 +27,8 @@ class Row:
     value: float
     stderr: float | None = None
     evaluations: float | None = None
-    published: str = ""
-    goal: str = ""
+    published: str | None = None
+    goal: str | None = None
     n: int
     seed: int | None = None
     commit: str = ""
@@ -64,5 +64,5 @@ def show(rows: list[Row]) -> None:
     for row in rows:
         ours = f"{row.value:.5g}" + (f" +- {row.stderr:.2g}" if row.stderr is not None else "")
         evaluations = "" if row.evaluations is None else f"{row.evaluations:g}"
-        table.add_row(row.metric, row.system, row.method, evaluations, row.published, row.goal, ours, str(row.n))
+        table.add_row(row.metric, row.system, row.method, evaluations, row.published or "", row.goal or "", ours, str(row.n))
     Console(width=160).print(table)
