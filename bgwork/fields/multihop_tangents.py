@@ -11,7 +11,8 @@ so its node network sees n + d directions instead of n d, and the readout one ta
 Two facts save most of the work. Features are translation invariant: a node's derivative with respect to itself is minus the sum over the
 others. And a neighbour sum depends on x_i through one pair only, so the first hop's Jacobians have the structure
     dV_k / dx_i = -(u u^T alpha + 1 beta),  alpha = g' - g / dist,  beta = g / dist      (u = u_ki, i != k)
-which is pushed through the node network as one radial part and d transversal ones.
+which is pushed through the node network as one radial part and d transversal ones. Sums are accumulated in place where the summand is new:
+these tensors are large, and touching fresh memory costs more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _along(J: Tensor, r: Tensor) -> Tensor:
     """sum_e J[..., e, i] r[..., e, i]."""
     y = J[..., 0, :] * r[..., 0, :]
     for e in range(1, J.shape[-2]):
-        y = torch.addcmul(y, J[..., e, :], r[..., e, :])
+        y.addcmul_(J[..., e, :], r[..., e, :])
     return y
 
 
@@ -128,7 +129,7 @@ def contract(J: Tangents, r: Tensor) -> Tangents:
     r_last = r[:, 0, ..., None]
     pair = J.h[:, :, 0] * r_last[:, :, 0]
     for e in range(1, J.h.shape[2]):
-        pair = pair + J.h[:, :, e] * r_last[:, :, e]
+        pair.addcmul_(J.h[:, :, e], r_last[:, :, e])
     h = torch.cat([pair, J.h.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)], 2)
     return Tangents(h, contract_vectors(J.V, r))
 
@@ -158,13 +159,13 @@ def first_hop(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace) -> Tangents:
     radial = torch.nn.functional.linear(slope, W_s) + _rows(W_v, torch.cat([A1 * uW2 + A2 * uW1, 2 * alpha * uV], 1))
     W1, W2, V2 = W1[..., None], W2[..., None], 2 * V[..., None]
     across = torch.cat([B1[:, :, :, None] * W2 + B2[:, :, :, None] * W1, beta[:, :, :, None] * V2], 1)
-    Jy = _set_own(_rows(W_v, across) + geo.u[:, 0, ..., None] * radial[:, :, None], 1, 3)
-    Jy = Jy * -silu_and_slope(trace.hidden)[1][:, :, None, None]
+    Jy = _set_own(_rows(W_v, across).addcmul_(geo.u[:, 0, ..., None], radial[:, :, None]), 1, 3)
+    Jy.mul_(-silu_and_slope(trace.hidden)[1][:, :, None, None])
     W_h, W_gate = hop.node_out.weight.split([hop.H, C])
-    Jh = torch.nn.functional.linear(Jy, W_h) * silu_and_slope(trace.out)[1][:, :, None, None]
+    Jh = torch.nn.functional.linear(Jy, W_h).mul_(silu_and_slope(trace.out)[1][:, :, None, None])
     Jgate = _channels_first(W_gate, Jy)
     JV = through_direction(alpha + gate * A3, beta + gate * B3, geo)
-    return Tangents(Jh, torch.addcmul(JV, W3[..., None, None], Jgate[:, :, :, None]))
+    return Tangents(Jh, JV.addcmul_(W3[..., None, None], Jgate[:, :, :, None]))
 
 
 class Sent(NamedTuple):
@@ -186,7 +187,7 @@ def send(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace, before: Tangents)
     b, b1, b2 = (m.transpose(1, 2) for m in trace.messages)
     Jb, Jb1, Jb2 = _channels_first(hop.send.weight, before.h).split(sizes, 1)
     V = _vectors(trace.before.V)
-    JVb = torch.addcmul(before.V * b2[..., None, None, None], V[..., None, None], Jb2[:, :, :, None])
+    JVb = (before.V * b2[..., None, None, None]).addcmul_(V[..., None, None], Jb2[:, :, :, None])
     scalars = torch.matmul(gs, Jb.flatten(3)).unflatten(-1, (d, n))
     turned = torch.bmm((g1[:, :, :, None] * geo.u).view(B * C, n * d, n), Jb1.reshape(B * C, n, d * n)).view(B * C, n, -1)
     vectors = torch.baddbmm(turned, g2.reshape(B * C, n, n), JVb.view(B * C, n, -1)).view(B, C, n, d, d, n)
@@ -196,12 +197,12 @@ def send(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace, before: Tangents)
 def full_sums(sent: Sent, geo: Geometry) -> tuple[Tensor, Tensor]:
     """Tangents of a later hop's neighbour sums, all directions: s [B, S, k, m], dV [B, C, k, a, m]."""
     (_, g1, _), (ds, d1, d2), (b, b1) = sent.filters, sent.slopes, sent.messages
-    Js = _set_own(-geo.u * (ds * b)[:, :, :, None], 2, 4) + sent.scalars
+    Js = _set_own(-geo.u * (ds * b)[:, :, :, None], 2, 4).add_(sent.scalars)
     beta = g1 * b1 / geo.dist
     J = geo.uu * (beta - d1 * b1)[:, :, :, None, None]
     J.diagonal(dim1=3, dim2=4).sub_(beta[..., None])
-    J = torch.addcmul(J, (d2[:, :, :, None] * geo.u)[:, :, :, None], sent.Vb.transpose(2, 3)[:, :, None, :, None], value=-1)
-    return Js.flatten(3), (_set_own(J, 2, 5) + sent.vectors).flatten(4)
+    J.addcmul_((d2[:, :, :, None] * geo.u)[:, :, :, None], sent.Vb.transpose(2, 3)[:, :, None, :, None], value=-1)
+    return Js.flatten(3), _set_own(J, 2, 5).add_(sent.vectors).flatten(4)
 
 
 def contracted_sums(sent: Sent, geo: Geometry) -> tuple[Tensor, Tensor]:
@@ -227,12 +228,13 @@ def later_hop(hop: Hop, trace: HopTrace, sums: tuple[Tensor, Tensor], before: Ta
     J1, J2, J3 = _apply(hop.mix.weight, JV).split(hop.C, 1)
     invariants = torch.cat([Js, torch.addcmul(J1 * W2, J2, W1).sum(3), 2 * (JV * V).sum(3)], 1)
     W_sums, W_before = hop.node_in.weight.split([hop.S + 2 * hop.C, hop.H], 1)
-    Jy = _rows(W_sums, invariants) + torch.nn.functional.linear(before.h, W_before)
-    Jy = Jy * silu_and_slope(trace.hidden)[1][:, :, None]
+    Jy = torch.nn.functional.linear(before.h, W_before)
+    Jy.flatten(1, 2).baddbmm_(invariants.flatten(2).transpose(1, 2), W_sums.T.expand(len(Jy), -1, -1))
+    Jy.mul_(silu_and_slope(trace.hidden)[1][:, :, None])
     W_h, W_gate = hop.node_out.weight.split([hop.H, hop.C])
-    Jh = before.h + torch.nn.functional.linear(Jy, W_h) * silu_and_slope(trace.out)[1][:, :, None]
+    Jh = torch.nn.functional.linear(Jy, W_h).mul_(silu_and_slope(trace.out)[1][:, :, None]).add_(before.h)
     Jgate = _channels_first(W_gate, Jy)[:, :, :, None]
-    return Tangents(Jh, torch.addcmul(torch.addcmul(JV, _scalars(trace.gate)[:, :, :, None], J3), W3, Jgate))
+    return Tangents(Jh, torch.addcmul(JV, _scalars(trace.gate)[:, :, :, None], J3).addcmul_(W3, Jgate))
 
 
 def full_tangents(field: MultiHop, geo: Geometry, traces: list[HopTrace]) -> Tangents:
