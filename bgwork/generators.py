@@ -13,7 +13,9 @@ from bgwork.provenance import file_fingerprint
 from bgwork.recipes import DEFAULT, build_field, parse_recipe
 from bgwork.records import Origin
 from bgwork.samplers.flow import Flow
-from bgwork.system import System, load_system
+from bgwork.system import System, load_system, reference_samples
+
+ROUND_TRIP = 32  # reference configurations that each certificate sends through the inverse map
 
 
 class GeneratorError(ValueError):
@@ -60,12 +62,21 @@ def load_generator(name_or_path: str | Path, *, recipe: str = DEFAULT, system: S
     """
     path = generator_path(name_or_path, recipe=recipe)
     tensors, meta = store.load_checkpoint(path)
-    if meta.get("kind") != "generator":
-        raise GeneratorError(f"{path} does not hold a generator")
+    lacking = {"kind", "system", "recipe_name", "recipe", "prior_std", "commit"} - meta.keys()
+    if meta.get("kind") != "generator" or lacking:
+        raise GeneratorError(f"{path} does not hold a generator{': its header lacks ' + ', '.join(sorted(lacking)) if lacking else ''}")
     system = system or load_system(meta["system"])
     if system.name != meta["system"]:
         raise GeneratorError(f"{path} was trained for {meta['system']}, not for {system.name}; give a generator of {system.name}")
     return _build(path, tensors, meta, system)
+
+
+def round_trip_set(system: System) -> torch.Tensor | None:
+    """Held-out configurations for the certificate, spread evenly over the system's reference samples; None if it has none."""
+    if not (system.path / "reference.npz").exists():
+        return None
+    x = reference_samples(system).x
+    return x[torch.linspace(0, len(x) - 1, ROUND_TRIP).round().long()]
 
 
 def _build(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any], system: System) -> Flow:
@@ -77,4 +88,5 @@ def _build(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any], s
         found = f"{len(lacking)} weights missing, {len(unexpected)} unknown"
         raise GeneratorError(f"{path} does not fit its recipe: {found}; it was damaged or edited")
     origin = Origin(method=f"flow {meta['recipe_name']}", system=system.name, config_hash=file_fingerprint(path), commit=meta["commit"])
-    return Flow(prior=Gaussian(space=system.space, std=meta["prior_std"]), field=field.eval(), origin=origin, grid=recipe.sampler.build())
+    prior = Gaussian(space=system.space, std=meta["prior_std"])
+    return Flow(prior=prior, field=field.eval(), origin=origin, grid=recipe.sampler.build(), round_trip=round_trip_set(system))

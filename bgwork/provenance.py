@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 PACKAGES = ("bgwork", "torch", "numpy", "scipy", "openmm", "torchdiffeq", "pymbar", "safetensors")
 
 
@@ -46,3 +48,8 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 def file_fingerprint(path: Path) -> str:
     """Short hash of a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def tensor_fingerprint(x: Tensor) -> str:
+    """Short hash of a tensor's numbers, in double precision."""
+    return hashlib.sha256(x.double().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -20,7 +20,7 @@ from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.objectives.flow_matching import FlowMatchingData, flow_matching_loss
 from bgwork.paths import Times
 from bgwork.protocols import Coupling
-from bgwork.provenance import commit, versions
+from bgwork.provenance import commit, tensor_fingerprint, versions
 from bgwork.records import Origin
 from bgwork.reweighting import ess, weigh
 from bgwork.samplers.flow import Flow
@@ -228,8 +228,9 @@ def training_job(
     batches = FlowMatchingData(
         x1=data.float(), prior=system.prior, coupling=recipe.coupling.build(), batch=recipe.training.batch, seed=seed,
         times=Times(late=recipe.training.late_times))
-    meta = {"system": system.name, "recipe_name": name, "recipe": recipe.model_dump(), "seed": seed,
-            "prior_std": system.prior.std, "commit": commit(), "versions": versions()}
+    meta = {
+        "system": system.name, "recipe_name": name, "recipe": recipe.model_dump(), "seed": seed, "data": tensor_fingerprint(data),
+        "prior_std": system.prior.std, "commit": commit(), "versions": versions()}
     return TrainingJob(
         model=build_field(recipe, system.space, seed=seed), loss=flow_matching_loss, data=batches, config=recipe.training.config(),
         folder=folder, meta=meta, evaluate=ess_of(system, recipe), on_log=on_log)

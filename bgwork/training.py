@@ -1,6 +1,6 @@
 """The one training loop: a model, an objective's loss and batches as a function of the step number.
 
-The loop itself draws no random numbers; step k's batch depends on k alone and is prepared by a worker process while step k-1 runs.
+The loop itself uses no random numbers; step k's batch depends on k alone and is prepared by a worker process while step k-1 runs.
 A checkpoint holds weights, their average, the optimiser's moments and the step, so that a resumed training repeats an uninterrupted one
 bit for bit.
 """
@@ -74,7 +74,7 @@ class TrainingJob:
         data: step -> batch; a batch says in `seconds` what it cost its worker.
         config: how long and how fast.
         folder: where checkpoint, metrics and result go.
-        meta: header of every file written (system, recipe, seed, commit, versions).
+        meta: header of every file written (system, recipe, seed, data, commit, versions); the first four must agree when resuming.
         evaluate: averaged model -> figures such as the effective sample size, for the metrics only.
         on_log: called with every metrics row.
     """
@@ -140,6 +140,8 @@ def train(job: TrainingJob, *, resume: bool) -> TrainingState:
         restore(job, state)
     elif job.checkpoint.exists():
         raise TrainingError(f"{job.checkpoint} exists; add --resume to go on from it, or choose another --out")
+    else:
+        job.metrics.unlink(missing_ok=True)
     loader = DataLoader(Batches(job.data), sampler=range(state.step, job.config.steps), batch_size=None, num_workers=1,
                         prefetch_factor=4, worker_init_fn=leave_interrupts_to_parent)
     loss = torch.compile(job.loss) if job.config.compiled else job.loss
@@ -229,7 +231,7 @@ def restore(job: TrainingJob, state: TrainingState) -> None:
         TrainingError: if it belongs to another job or another model.
     """
     tensors, meta = store.load_checkpoint(job.checkpoint)
-    for key in ("system", "recipe", "seed"):
+    for key in ("system", "recipe", "seed", "data"):
         if meta.get(key) != json.loads(json.dumps(job.meta.get(key))):
             remedy = "resume with that one, or choose another --out"
             raise TrainingError(f"{job.checkpoint} was trained with another {key} ({meta.get(key)}); {remedy}")

@@ -16,6 +16,10 @@ from bgwork.system import list_systems, load_system
 SHIPPED = [(name, recipe) for name in list_systems() for recipe in shipped_generators(load_system(name))]
 
 
+def test_the_systems_that_must_have_a_generator_have_one():
+    assert {("dw4", "eqot-fm"), ("lj13", "eqot-fm")} <= set(SHIPPED)
+
+
 @pytest.mark.parametrize(("name", "recipe"), SHIPPED)
 def test_a_shipped_generator_is_certified_and_close_to_its_target(name, recipe):
     system, flow = load_system(name), load_generator(name, recipe=recipe)
@@ -66,6 +70,19 @@ def test_a_generator_with_a_weight_missing_is_refused(toy):
     store.save_checkpoint(toy.generator, tensors, meta)
     with pytest.raises(GeneratorError, match="1 weights missing"):
         load_generator(toy.generator)
+
+
+def test_a_header_without_what_is_needed_is_refused(toy):
+    tensors, meta = store.load_checkpoint(toy.generator)
+    del meta["prior_std"]
+    store.save_checkpoint(toy.generator, tensors, meta)
+    with pytest.raises(GeneratorError, match="header lacks prior_std"):
+        load_generator(toy.generator)
+
+
+def test_certificates_use_the_held_out_reference(toy):
+    proposal = load_generator("toy").sample(8, generator=torch.Generator().manual_seed(0))
+    assert proposal.certificate.round_trip_of == "reference" and proposal.certificate.n_round_trip == 32
 
 
 def test_a_training_checkpoint_is_not_a_generator(toy):

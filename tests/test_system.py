@@ -43,7 +43,7 @@ def test_shipped_systems(name):
         system.name = "other"
 
 
-@pytest.mark.parametrize("name", ["dw4", "lj13"])
+@pytest.mark.parametrize("name", ["dw4", "lj13", "lj55"])
 def test_prior_has_the_spread_of_the_data(name):
     system = load_system(name)
     spread = (reference_samples(system).x.square().sum((1, 2)).mean() / system.space.dim).sqrt().item()

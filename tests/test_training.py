@@ -14,7 +14,9 @@ from bgwork.fields.mlp import MLP
 from bgwork.objectives.flow_matching import FlowMatchingData, flow_matching_loss
 from bgwork.paths import LinearInterpolant, Times
 from bgwork.priors import Gaussian
+from bgwork.recipes import load_recipe, training_job
 from bgwork.spaces import Euclidean
+from bgwork.system import load_system, reference_samples
 from bgwork.training import TrainingConfig, TrainingError, TrainingJob, train
 
 SPACE = Euclidean(n=1, d=2)
@@ -98,6 +100,47 @@ def test_nothing_is_overwritten_and_nothing_else_is_resumed(tmp_path):
         train(job(tmp_path / "run", steps=4), resume=False)
     with pytest.raises(TrainingError, match="another seed"):
         train(job(tmp_path / "run", steps=4, seed=1), resume=True)
+
+
+def test_other_data_are_not_resumed(toy):
+    system = load_system(toy.system)
+    recipe = load_recipe(system)
+    a, b = (system.prior.sample(20, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    folder = toy.root / "run"
+    folder.mkdir()
+    train(training_job(system, recipe, name="eqot-fm", folder=folder, data=a, seed=0), resume=False)
+    with pytest.raises(TrainingError, match="another data"):
+        train(training_job(system, recipe, name="eqot-fm", folder=folder, data=b, seed=0), resume=True)
+
+
+def test_metrics_of_an_abandoned_start_are_forgotten(tmp_path):
+    fresh = job(tmp_path / "run", steps=2)
+    fresh.metrics.write_text('{"step": 99, "loss": 0.0}\n')
+    train(fresh, resume=False)
+    assert [json.loads(line)["step"] for line in fresh.metrics.read_text().splitlines()] == [2]
+
+
+@pytest.mark.slow
+def test_the_shipped_recipe_resumes_bit_for_bit(tmp_path):
+    """Equivariant OT in the worker, the multi-hop field, bfloat16, and the compiled step."""
+    system = load_system("dw4")
+    settings = ("steps=6", "checkpoint_every=3", "log_every=1", "evaluate_every=0", "bfloat16=0.5", "compiled=true")
+    recipe = load_recipe(system, overrides=[f"training.{setting}" for setting in settings])
+    x = reference_samples(system).x
+
+    def made(folder, **options):
+        folder.mkdir(exist_ok=True)
+        return training_job(system, recipe, name="eqot-fm", folder=folder, data=x, seed=0, **options)
+
+    def interrupt(row):
+        if row["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    train(made(tmp_path / "whole"), resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(made(tmp_path / "cut", on_log=interrupt), resume=False)
+    train(made(tmp_path / "cut"), resume=True)
+    assert_equal(weights(tmp_path / "whole" / "checkpoint.safetensors"), weights(tmp_path / "cut" / "checkpoint.safetensors"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
