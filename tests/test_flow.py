@@ -201,6 +201,20 @@ def test_coming_back_to_another_preimage_is_a_failed_round_trip():
     assert proposal.certificate.n_round_trip_failed == elsewhere.sum() + (~inversion.converged).sum()
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_preimage_where_a_step_folds_gives_no_density(steps):
+    """pi/2 is a fixed point of every Euler step of x + h 1.5 sin 2x, of slope -2 in one step and -1/2 in each of two; 0 has slope > 0."""
+    x = torch.tensor([math.pi / 2, 0.0]).double().view(-1, 1, 1)
+    sampler = flow(LINE, folding(), integrator="euler", steps=steps, round_trip=x)
+    inversion = sampler.invert(x)
+    assert inversion.converged.tolist() == [False, True]
+    for nought in (inversion.z[0], inversion.log_prob[0], inversion.error[0]):
+        assert torch.isnan(nought).all()
+    exact = -0.5 * math.log(2 * math.pi) - steps * math.log(1 + 3 / steps)
+    assert inversion.log_prob[1].item() == pytest.approx(exact, abs=1e-9)
+    assert sampler.sample(2, generator=seed()).certificate.n_round_trip_failed == 1
+
+
 def test_nothing_returns_within_an_impossible_tolerance():
     proposal = made("mlp", tolerance=1e-30).sample(20, generator=seed())
     assert proposal.certificate.n_round_trip_failed > 0 and proposal.density is Density.UNCERTIFIED

@@ -146,7 +146,8 @@ class Flow:
         Args:
             x: [B, n, d].
         Returns:
-            [B] float64, NaN where no preimage was found: log q is then unknown (x lies outside the image, or beyond a fold).
+            [B] float64, NaN where no preimage was found, or one at which a step's determinant is not positive: log q is then unknown
+            (x lies outside the image, or beyond a fold).
         Raises:
             ValueError: if x has the wrong shape, holds NaN, or is not on the space.
         """
@@ -155,7 +156,8 @@ class Flow:
     def invert(self, x: Tensor) -> Inversion:
         """Invert the executed map step by step, each by damped Newton from the reverse-time step.
 
-        A row counts as converged when every step's residual came down to round-off and T(z) was found within `tolerance` of x.
+        A row counts as converged when every step's residual came down to round-off at a positive determinant, and T(z) was found within
+        `tolerance` of x.
 
         Args:
             x: [B, n, d].

@@ -20,7 +20,8 @@ class Inversion:
     Attributes:
         z: [B, n, d] prior-side configurations, NaN where none was found.
         log_prob: [B] float64 log-density at the configurations handed in, NaN where none was found.
-        converged: [B] bool: Newton converged in every step and pushing z forward again came back within the tolerance.
+        converged: [B] bool: Newton converged in every step, at a positive determinant, and pushing z forward again came back within the
+            tolerance.
         iterations: [B] Newton iterations, summed over the steps.
         error: [B] max-norm distance between the configuration and T(z), NaN where none was found.
         cost: work done.
@@ -43,7 +44,8 @@ def invert_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve T(z) = x for each row by damped Newton, z <- z - alpha DT(z)^-1 (T(z) - x).
 
-    alpha is halved until the residual falls, so a row never moves to a worse point; a row without a solution nearby stays unconverged.
+    alpha is halved until the residual falls, so a row never moves to a worse point. A row without a solution nearby stays unconverged, and
+    so does one whose solution has det DT <= 0, where the step folds.
 
     Args:
         step: z [B, n, d] -> (T(z) [B, n, d], DT [B, nd, nd]).
@@ -52,7 +54,7 @@ def invert_step(
         tolerance: [B] largest max-norm residual that counts as solved.
         max_iterations: evaluations of (T, DT) per row.
     Returns:
-        z [B, n, d] and log|det DT(z)| [B] (both NaN where unconverged), iterations [B].
+        z [B, n, d] and log det DT(z) [B] (both NaN where unconverged), iterations [B].
     """
     z = torch.full_like(x, torch.nan)
     log_det = x.new_full((len(x),), torch.nan)
@@ -68,7 +70,10 @@ def invert_step(
         residual = off.abs().amax((1, 2))
         solved = residual <= tolerance[rows]
         newton = newton_move(jacobian, off)
-        z[rows[solved]], log_det[rows[solved]] = (trial - newton)[solved], torch.linalg.slogdet(jacobian[solved])[1]
+        sign, log_abs_det = torch.linalg.slogdet(jacobian[solved])
+        upright = (sign > 0)[:, None, None]  # beyond a fold x has further preimages, and the density of one branch is not that at x
+        z[rows[solved]] = torch.where(upright, (trial - newton)[solved], torch.nan)
+        log_det[rows[solved]] = torch.where(sign > 0, log_abs_det, torch.nan)
         better = residual < best_residual
         best, best_residual = torch.where(better[:, None, None], trial, best), torch.where(better, residual, best_residual)
         move = torch.where(better[:, None, None], newton, move)
