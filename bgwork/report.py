@@ -19,11 +19,25 @@ from bgwork.reweighting import average, expectation, weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
 from bgwork.system import System, reference_samples
 
+REFERENCE_FILE = "reference.npz"  # of a system
 GROWTH = "Estimates from the first N samples. A fall of ESS or a jump of log Z at the end means: not enough samples."
 
 
 class ReportError(ValueError):
     """A report that cannot be made as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A generator's log-density at reference samples of its system.
+
+    Attributes:
+        log_q: [M] normalised log-density.
+        rows: [M] which of the reference samples.
+    """
+
+    log_q: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +80,23 @@ def average_all(weighted: WeightedSamples, system: System, names: Sequence[str] 
     return {name: expectation(weighted, functions[name]) if name in functions else average(weighted, weighted.u) for name in wanted}
 
 
-def kept_report(folder: Path) -> Report | None:
-    """The report in a folder, if it was made from the very files that lie there now."""
+def kept_report(folder: Path, system: System) -> Report | None:
+    """The report in a folder, if it was made from the very files that the run and the system hold now."""
     report = Report(json=folder / "report.json", html=folder / "report.html", content={})
     if not (report.json.exists() and report.html.exists()):
         return None
     content = store.read_json(report.json)
-    return replace(report, content=content) if content.get("made_from") == made_from(folder) else None
+    return replace(report, content=content) if content.get("made_from") == made_from(folder, system) else None
 
 
-def made_from(folder: Path) -> dict[str, str]:
+def made_from(folder: Path, system: System) -> dict[str, str]:
     """Fingerprints of the files that a report rests on, and the commit of the code."""
     files = [folder / name for name in ("samples.npz", "held_out.safetensors")]
+    files += [system.path / name for name in ("system.toml", REFERENCE_FILE, "reference.json")]
     return {"code": commit(), **{file.name: file_fingerprint(file) for file in files if file.exists()}}
 
 
-def write_report(folder: Path, weighted: WeightedSamples, system: System, *, held_out_log_q: Tensor | None,
+def write_report(folder: Path, weighted: WeightedSamples, system: System, *, held_out: HeldOut | None,
                  provenance: Mapping[str, Any]) -> Report:
     """Diagnose stored samples and write report.json and report.html.
 
@@ -89,15 +104,14 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
         folder: of the run.
         weighted: its samples.
         system: they were drawn for.
-        held_out_log_q: [M] the generator's log-density at the first M reference samples of the system, where that is known.
+        held_out: the generator's log-density at reference samples of the system, where that is known.
         provenance: command, commit, versions and whatever else says where the numbers come from.
     """
     known = weighed_reference(system)
-    compared = known if held_out_log_q is None else figures.select(known, slice(len(held_out_log_q)))
-    reference = ReferenceSet(samples=compared, log_q=held_out_log_q, estimates=system.references)
+    reference = ReferenceSet(samples=known, log_q=held_out and held_out.log_q, rows=held_out and held_out.rows, estimates=system.references)
     basin_of = OBSERVABLES[system.basins] if system.basins else None
     diagnosis = diagnose(weighted, reference=reference, observables=observables_of(system), basin_of=basin_of)
-    content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder)}
+    content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder, system)}
     report = Report(json=folder / "report.json", html=folder / "report.html", content=content)
     store.write_text(report.html, page.render(content, pictures(weighted, diagnosis, known, system)))
     store.write_json(report.json, content)
@@ -106,7 +120,7 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
 
 def weighed_reference(system: System) -> WeightedSamples | None:
     """The reference samples kept with the system and their energies, if it has any."""
-    return weigh(reference_samples(system), system.target) if (system.path / "reference.npz").exists() else None
+    return weigh(reference_samples(system), system.target) if (system.path / REFERENCE_FILE).exists() else None
 
 
 def pictures(weighted: WeightedSamples, diagnosis: Diagnosis, reference: WeightedSamples | None,

@@ -18,12 +18,12 @@ from typing import Any
 
 import tomli_w
 import torch
-from torch import Tensor
 
 from bgwork import store
 from bgwork.generators import generator_path, load_generator
-from bgwork.provenance import commit, fingerprint, versions
+from bgwork.provenance import commit, file_fingerprint, fingerprint, versions
 from bgwork.records import Density, Proposal, WeightedSamples
+from bgwork.report import REFERENCE_FILE, HeldOut
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
 from bgwork.samplers.flow import Flow
@@ -34,8 +34,7 @@ from bgwork.system import System, load_system, reference_samples
 RUNS = Path("runs")
 SAMPLES_FILE, HELD_OUT_FILE, SETTINGS_FILE = "samples.npz", "held_out.safetensors", "sampling.toml"
 DENSITIES = ("executed", "continuous")
-HELD_OUT = 400  # reference samples at which the generator's density is evaluated, for forward ESS and BAR
-ROUND_TRIP = 50  # of these, those that the certificate sends through the inverse map
+HELD_OUT = 400  # reference samples, spread evenly over all of them, at which the generator's density is evaluated, for forward ESS and BAR
 
 Note = Callable[[str], None]
 
@@ -73,9 +72,13 @@ class SampleSettings:
             raise RunError(f"unknown density {self.density!r}; choose one of {', '.join(DENSITIES)}")
         if self.integrator == "dopri5" and self.density == "executed":
             raise RunError("an adaptive solver has no executed map to take the determinant of; add --density continuous")
+        if self.integrator == "dopri5" and self.steps is not None:
+            raise RunError(f"dopri5 chooses its own steps, so {self.steps} of them cannot be asked for; leave out --steps")
 
     def on(self, grid: Grid) -> SampleSettings:
         """The same with what was left open taken from a generator's own grid."""
+        if self.integrator == "dopri5":
+            return self
         return replace(self, integrator=self.integrator or grid.integrator, steps=self.steps or grid.steps)
 
 
@@ -107,8 +110,9 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Of the generator's file and the settings."""
-        return fingerprint(asdict(self.settings) | {"generator": self.flow.origin.config_hash})
+        """Of the generator's file, the settings and the system's definition."""
+        system = file_fingerprint(self.system.path / "system.toml")
+        return fingerprint(asdict(self.settings) | {"generator": self.flow.origin.config_hash, "system": system})
 
     def sampler(self, on_batch: Progress) -> Flow | ContinuousFlow | AdaptiveFlow:
         """The generator's field behind the integrator and density asked for."""
@@ -119,8 +123,7 @@ class Run:
         grid = Grid(integrator=self.settings.integrator, steps=self.settings.steps)
         if self.settings.density == "continuous":
             return ContinuousFlow(**parts, grid=grid)
-        held_out = held_out_samples(self.system)
-        return Flow(**parts, grid=grid, round_trip=None if held_out is None else held_out.x[:ROUND_TRIP])
+        return Flow(**parts, grid=grid, round_trip=self.flow.round_trip)
 
 
 def find_run(name_or_path: str, settings: SampleSettings, *, folder: Path | None) -> Run:
@@ -148,7 +151,7 @@ def draw(run: Run, *, progress: Progress, note: Note) -> Proposal | WeightedSamp
         if proposal_of(stored).origin.config_hash == run.fingerprint:
             note(f"samples exist and are kept: {run.samples}")
             return stored
-        note(f"replacing {run.samples}, whose samples were drawn with other settings or another generator")
+        note(f"replacing {run.samples}, whose samples were drawn with other settings or another generator or system")
     proposal = run.sampler(progress).sample(run.settings.n, generator=torch.Generator().manual_seed(run.settings.seed))
     write_settings(run)
     store.save_samples(run.samples, proposal)
@@ -168,28 +171,34 @@ def finish(run: Run, samples: Proposal | WeightedSamples, *, accept: Collection[
 
 
 def evaluate_held_out(run: Run, *, progress: Progress, note: Note) -> None:
-    """Store the generator's log-density at the first held-out reference samples, unless it lies there already."""
-    if run.held_out.exists() and store.load_checkpoint(run.held_out)[1].get("fingerprint") == run.fingerprint:
+    """Store the generator's log-density at some of the reference samples and which ones they are, unless it lies there already."""
+    if not (run.system.path / REFERENCE_FILE).exists():
+        return
+    if held_out_density(run.folder, run.system, made_with=run.fingerprint) is not None:
         note(f"density at the reference samples exists and is kept: {run.held_out}")
         return
-    held_out = held_out_samples(run.system)
-    if held_out is not None:
-        log_q = run.sampler(progress).log_prob(held_out.x[:HELD_OUT])
-        store.save_checkpoint(run.held_out, {"log_q": log_q}, {"fingerprint": run.fingerprint, "system": run.system.name})
+    x = reference_samples(run.system).x
+    rows = torch.linspace(0, len(x) - 1, min(HELD_OUT, len(x)), dtype=torch.float64).round().long()
+    log_q = run.sampler(progress).log_prob(x[rows])
+    meta = {"fingerprint": run.fingerprint, "reference": file_fingerprint(run.system.path / REFERENCE_FILE), "system": run.system.name}
+    store.save_checkpoint(run.held_out, {"log_q": log_q, "rows": rows}, meta)
 
 
-def held_out_log_q(folder: Path, weighted: WeightedSamples) -> Tensor | None:
-    """What `evaluate_held_out` stored in a folder, if it belongs to these samples."""
-    path = folder / HELD_OUT_FILE
-    if not path.exists():
+def held_out_density(folder: Path, system: System, *, made_with: str) -> HeldOut | None:
+    """What `evaluate_held_out` stored in a folder, if it is of these very reference samples.
+
+    Args:
+        folder: of the run.
+        system: whose reference samples they are.
+        made_with: fingerprint of the run.
+    """
+    path, reference = folder / HELD_OUT_FILE, system.path / REFERENCE_FILE
+    if not (path.exists() and reference.exists()):
         return None
     tensors, meta = store.load_checkpoint(path)
-    return tensors["log_q"] if meta.get("fingerprint") == weighted.proposal.origin.config_hash else None
-
-
-def held_out_samples(system: System) -> Proposal | None:
-    """The reference samples kept with the system, if it has any."""
-    return reference_samples(system) if (system.path / "reference.npz").exists() else None
+    if (meta.get("fingerprint"), meta.get("reference")) != (made_with, file_fingerprint(reference)):
+        return None
+    return HeldOut(log_q=tensors["log_q"], rows=tensors["rows"])
 
 
 def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSamples:
@@ -198,9 +207,14 @@ def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSam
     Args:
         path: samples.npz or its folder.
         system: whose energy is used; by default the one named in the file.
+    Raises:
+        RunError: if the file holds energies of something else than the system asked for.
     """
     samples = store.load_samples(path / SAMPLES_FILE if path.is_dir() else path)
     if isinstance(samples, WeightedSamples):
+        if system is not None and samples.target != system.target.name:
+            remedy = f"give --system {samples.target}, or samples without energies"
+            raise RunError(f"{path} holds energies of {samples.target!r}, not of {system.target.name!r}; {remedy}")
         return samples
     return weigh(samples, (system or load_system(samples.origin.system)).target)
 
@@ -231,7 +245,8 @@ def write_settings(run: Run) -> None:
     meta = store.load_checkpoint(run.generator)[1]
     trained = {key: meta[key] for key in ("recipe_name", "seed", "commit", "versions")}
     write_recipe(run.folder, meta["recipe"], trained)
-    sampling = {"system": str(run.system.path), "generator": str(run.generator), **asdict(run.settings), **provenance()}
+    settings = {name: value for name, value in asdict(run.settings).items() if value is not None}
+    sampling = {"system": str(run.system.path), "generator": str(run.generator), **settings, **provenance()}
     store.write_text(run.folder / SETTINGS_FILE, tomli_w.dumps(sampling))
 
 

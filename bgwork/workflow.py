@@ -171,7 +171,7 @@ def evaluate_held_out(run: Run) -> None:
 
 def keep_or_write_report(run: Run) -> None:
     """The report, unless the one that lies there was made from the same files."""
-    kept = kept_report(run.folder)
+    kept = kept_report(run.folder, run.system)
     if kept is None:
         report(run.folder, run.system)
     else:
@@ -183,9 +183,9 @@ def report(folder: Path, system: System | None) -> None:
     """Write the report and print its tables."""
     weighted = runs.weighted_samples(folder, system=system)
     system = system or load_system(weighted.proposal.origin.system)
-    log_q = runs.held_out_log_q(folder, weighted)
+    held_out = runs.held_out_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     provenance = runs.provenance() | {"sampling": runs.read_settings(folder)}
-    show_report(write_report(folder, weighted, system, held_out_log_q=log_q, provenance=provenance))
+    show_report(write_report(folder, weighted, system, held_out=held_out, provenance=provenance))
 
 
 def show_report(report: Report) -> None:

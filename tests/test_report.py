@@ -98,7 +98,7 @@ def test_page_marks_doubt_edits_and_far_off_averages():
 def test_report_of_markov_chains_has_no_log_z(toy):
     system = load_system("toy")
     weighted = weigh(reference_samples(system), system.target)
-    report = write_report(toy.root, weighted, system, held_out_log_q=None, provenance=PROVENANCE)
+    report = write_report(toy.root, weighted, system, held_out=None, provenance=PROVENANCE)
     assert report.content["log_z"] is None and report.content["n_groups"] == 20
     assert not any("Pareto fit" in caption for _, caption in pictures(weighted, diagnose(weighted), None, system))
     assert json.loads(report.json.read_text())["density"] == "unnormalised"
@@ -122,11 +122,29 @@ def test_pictures_of_every_kind_of_system(name):
         assert caption and figure.axes and all(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes)
 
 
-def test_a_report_is_kept_only_while_its_samples_are(toy):
+@pytest.mark.parametrize("changed", ["samples.npz", "system.toml", "reference.npz", "reference.json"])
+def test_a_report_is_kept_only_while_what_it_rests_on_is(toy, changed):
     system = load_system("toy")
     weighted = weigh(reference_samples(system), system.target)
     (toy.root / "samples.npz").write_bytes(b"these")
-    write_report(toy.root, weighted, system, held_out_log_q=None, provenance=PROVENANCE)
-    assert kept_report(toy.root).content["verdict"]
-    (toy.root / "samples.npz").write_bytes(b"others")
-    assert kept_report(toy.root) is None
+    write_report(toy.root, weighted, system, held_out=None, provenance=PROVENANCE)
+    assert kept_report(toy.root, system).content["verdict"]
+    path = (toy.root if changed == "samples.npz" else toy.system) / changed
+    path.write_bytes(path.read_bytes() + b" ")
+    assert kept_report(toy.root, system) is None
+
+
+def test_averages_use_all_reference_samples_and_forward_ess_those_with_a_density():
+    """The reference samples without a density lie elsewhere, so that each figure tells which rows it is of."""
+    target, wide = GaussianOracle(space=PLANE), GaussianOracle(space=PLANE, std=1.3)
+    weighted = weigh(propose(wide, 2000, seed=0), target)
+    x = propose(target, 1000, seed=1).x
+    x[1::2] += 5.0
+    samples = weigh(Proposal(x=x, log_q=-target.u(x), space=PLANE, density=Density.UNNORMALISED, group=torch.arange(1000) // 10,
+                             origin=Origin(method="chains", system="plane")), target)
+    rows = torch.arange(0, 1000, 2)
+    observables = {"right": lambda x: (x[:, 0, 0] > 2.5).double()}
+    found = diagnose(weighted, reference=ReferenceSet(samples=samples, log_q=wide.log_prob(x[rows]), rows=rows), observables=observables)
+    assert abs(found.reference["right"].value - 0.5) < 0.02
+    assert abs(found.forward_ess.value - found.ess.value) < 4 * math.hypot(found.forward_ess.stderr, found.ess.stderr)
+    assert abs(found.log_z_bar.value - found.log_z.value) < 4 * math.hypot(found.log_z_bar.stderr, found.log_z.stderr)

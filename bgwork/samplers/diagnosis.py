@@ -17,11 +17,13 @@ class ReferenceSet:
     Attributes:
         samples: reference samples of the target with u (MCMC; grouped by chain), or None.
         log_q: [M] the generator's normalised log-density at them, NaN where its inverse failed, or None where it has no density.
+        rows: [M] which of the samples `log_q` belongs to, or None for all of them.
         estimates: reference values by observable name; they take precedence over averages of `samples`.
     """
 
     samples: WeightedSamples | None = None
     log_q: Tensor | None = None
+    rows: Tensor | None = None
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
 
 

@@ -73,10 +73,12 @@ def _absolute(weighted: WeightedSamples, reference: ReferenceSet) -> tuple[dict[
     figures["log_z"] = log_z(weighted)
     if reference.samples is None or reference.log_q is None:
         return figures, ["no forward ESS: it needs reference samples and the generator's density there"]
-    sets = (weighted, reference.log_q, reference.samples.u)
+    rows = slice(None) if reference.rows is None else reference.rows
+    chain = reference.samples.proposal.group
+    sets, group = (weighted, reference.log_q, reference.samples.u[rows]), None if chain is None else chain[rows]
     try:
-        figures["log_z_bar"] = log_z_bar(*sets, group=reference.samples.proposal.group)
-        figures["forward_ess"] = forward_ess(*sets, group=reference.samples.proposal.group)
+        figures["log_z_bar"] = log_z_bar(*sets, group=group)
+        figures["forward_ess"] = forward_ess(*sets, group=group)
     except ValueError as error:
         figures["overlap_failure"] = str(error)
     return figures, []
