@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import effective_number, evaluate, normalised_weights
 
 MIN_SHARED = 1.0  # sum over samples of p(1-p), p the chance that a sample came from the other state: below one, nothing links the two
+MAX_INCONSISTENT = 1e-6  # relative error of a state's shares against its count; converged solutions reach 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def mbar(u: Tensor, counts: Sequence[int], *, group: Tensor | None = None) -> tu
         K estimates of log Z_k; the first is 0 +- 0.
     Raises:
         ValueError: if shapes and counts disagree, a state has no samples, u holds NaN or a sample no state can produce,
-            or the states do not overlap.
+            the solution is not self-consistent, or the states do not overlap.
     """
     _check_mbar(u, counts)
     f, share = _solve_mbar(u, counts)
@@ -111,10 +113,10 @@ def free_energy_difference(weighted: WeightedSamples, in_a: Callable[[Tensor], T
         weighted: samples.
         in_a, in_b: indicators, configurations [B, n, d] to bool [B].
     Raises:
-        ValueError: if a set holds no weight.
+        ValueError: if a set holds no weight, or an indicator is not finite at a sample of positive weight.
     """
     p = normalised_weights(weighted)
-    indicator = [evaluate(f, weighted) for f in (in_a, in_b)]
+    indicator = [_defined(f, weighted, f"the indicator of basin {name}") for f, name in ((in_a, "a"), (in_b, "b"))]
     mass = [(p * i).sum().item() for i in indicator]
     for name, value in zip("ab", mass, strict=True):
         if value <= 0:
@@ -132,13 +134,13 @@ def free_energy_profile(weighted: WeightedSamples, coordinate: Callable[[Tensor]
         coordinate: configurations [B, n, d] to [B].
         edges: [K+1] rising bin edges; each bin holds its left edge, the last one both.
     Raises:
-        ValueError: if the edges do not rise.
+        ValueError: if the edges do not rise, or the coordinate is not finite at a sample of positive weight.
     """
     edges = torch.as_tensor(edges, dtype=torch.float64)
     if edges.ndim != 1 or len(edges) < 2 or not (edges.diff() > 0).all():
         raise ValueError(f"bin edges must rise and be at least two, got {edges.tolist()}")
     p = normalised_weights(weighted)
-    s = evaluate(coordinate, weighted)
+    s = _defined(coordinate, weighted, "the coordinate")
     inside = (s >= edges[0]) & (s <= edges[-1])
     bin_of = torch.where(inside, torch.bucketize(s, edges[1:-1], right=True), -1)
     value, stderr = [], []
@@ -151,13 +153,47 @@ def free_energy_profile(weighted: WeightedSamples, coordinate: Callable[[Tensor]
     return Profile(edges=edges, value=value, stderr=stderr, outside=p[~inside].sum().item())
 
 
+def _defined(f: Callable[[Tensor], Tensor], weighted: WeightedSamples, name: str) -> Tensor:
+    """f where the weight is positive and zero elsewhere, [N]; a NaN would pass for "outside"."""
+    values = evaluate(f, weighted)
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ValueError(f"{name} is not finite at {bad} of {len(values)} samples, all of positive weight; define it there, or give those "
+                         "configurations no weight (u = +inf)")
+    return values
+
+
 def _solve_mbar(u: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """f [K] with f_0 = 0, and share[k, n], the chance that pooled sample n was drawn from state k."""
-    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advises on its own installation at import
-    from pymbar import MBAR  # takes a second
+    with _quiet("pymbar"):  # it advises on its own installation at import
+        from pymbar import MBAR  # takes a second
 
-    f = torch.from_numpy(MBAR(u.numpy(), np.array(counts)).f_k.copy()).double()
-    return f, torch.softmax(torch.tensor(counts, dtype=torch.float64).log()[:, None] + f[:, None] - u, 0)
+        f = torch.from_numpy(MBAR(u.numpy(), np.array(counts), initial_f_k=_first_guess(u).numpy()).f_k.copy()).double()
+    drawn = torch.tensor(counts, dtype=torch.float64)
+    share = torch.softmax(drawn.log()[:, None] + f[:, None] - u, 0)
+    off = (share.sum(1) / drawn - 1).abs().max().item()
+    if not off < MAX_INCONSISTENT:
+        raise ValueError(f"MBAR did not converge: the shares of a state sum to its count only within {off:.2g} of it, {MAX_INCONSISTENT:g} "
+                         "is needed; check the energies for outliers, draw more samples or put states between")
+    return f, share
+
+
+def _first_guess(u: Tensor) -> Tensor:
+    """Median of u_k - u_0 over the pool, [K]; from f = 0, pymbar's solver stops short of states that are tens of kT apart."""
+    difference = u - u[0]
+    return torch.where(torch.isfinite(difference), difference, math.nan).nanmedian(1).values.nan_to_num()
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """A logger that speaks of errors only, for as long as the block runs; what its warnings would say is checked here."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _mbar_influence(share: Tensor, counts: Sequence[int]) -> Tensor:

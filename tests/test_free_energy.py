@@ -1,5 +1,6 @@
 """Free energies against oracles: BAR, MBAR, forward ESS, basins and profiles, with the coverage of every error bar."""
 
+import logging
 import math
 from dataclasses import replace
 
@@ -132,6 +133,22 @@ def test_mbar_puts_md_at_other_temperatures_on_the_generators_absolute_scale():
     assert abs(sum(e[1].value for e in estimates) / n - cold.log_z) < 4 * estimates[0][1].stderr / math.sqrt(n)
 
 
+@pytest.mark.parametrize("offset", [-1000.0, 50.0, 300.0])
+def test_states_that_overlap_may_lie_far_apart_in_energy(offset):
+    """From f = 0 pymbar's solver stops at once, reports success and is wrong by tens of kT."""
+    target = GaussianOracle(offset=offset)
+    assert abs(log_z_bar(*against(GaussianOracle(std=1.25), target, 1000, 1000, seed=0)).z(exact(target.log_z))) < 4
+
+
+def test_a_solution_that_did_not_converge_is_an_error_and_pymbar_may_speak_again(monkeypatch):
+    solver, logger = pymbar.MBAR, logging.getLogger("pymbar")
+    monkeypatch.setattr(pymbar, "MBAR", lambda *pool, **_: solver(*pool, maximum_iterations=1, solver_protocol=({"method": "adaptive"},)))
+    logger.setLevel(logging.WARNING)
+    with pytest.raises(ValueError, match="MBAR did not converge: the shares of a state sum to its count only within"):
+        log_z_bar(*against(GaussianOracle(std=1.25), GaussianOracle(offset=50.0), 300, 300, seed=0))
+    assert logger.level == logging.WARNING
+
+
 def test_mbar_refuses_nonsense():
     u = torch.zeros(2, 10, dtype=torch.float64)
     with pytest.raises(ValueError, match="counts"):
@@ -186,3 +203,24 @@ def test_profile_of_an_empty_bin_and_of_bad_edges():
     assert profile.value[0].item() == pytest.approx(math.log(9))
     with pytest.raises(ValueError, match="must rise"):
         free_energy_profile(weighted, lambda x: x[:, 0, 0], torch.tensor([0.0, 0.0]))
+
+
+def test_what_is_undefined_is_an_error_only_where_there_is_weight():
+    weighted = weigh(propose(GaussianOracle(space=LINE, std=2.5), 100, seed=0), double_well())
+    edges = torch.tensor([-9.0, 0.0, 9.0])
+
+    def position(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x == weighted.x[7], math.nan, x)[:, 0, 0]
+
+    def on_the_left(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(position(x).isnan(), math.nan, left(x).double())
+
+    with pytest.raises(ValueError, match="the coordinate is not finite at 1 of 100"):
+        free_energy_profile(weighted, position, edges)
+    with pytest.raises(ValueError, match="the indicator of basin a is not finite at 1 of 100"):
+        free_energy_difference(weighted, on_the_left, right)
+    with pytest.raises(ValueError, match="the indicator of basin b is not finite at 1 of 100"):
+        free_energy_difference(weighted, right, on_the_left)
+    weightless = replace(weighted, u=weighted.u.index_fill(0, torch.tensor([7]), math.inf))
+    assert free_energy_profile(weightless, position, edges).outside == 0.0
+    assert free_energy_difference(weightless, on_the_left, right) == free_energy_difference(weightless, left, right)
