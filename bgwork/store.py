@@ -144,7 +144,7 @@ def load_samples(path: Path) -> Proposal | WeightedSamples:
     """Read what `save_samples` wrote.
 
     Raises:
-        FileError: if the file is missing, not NPZ, holds a pickle, or lacks x, log_q or the header.
+        FileError: if the file is missing, not NPZ, holds a pickle, lacks x, log_q or the header, or x is not [N, n, d] of its space.
     """
     arrays = _read_npz(path)
     missing = [name for name in ("x", "log_q", "meta") if name not in arrays]
@@ -169,10 +169,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _samples_from(arrays: Mapping[str, np.ndarray]) -> Proposal | WeightedSamples:
     meta = json.loads(str(arrays["meta"]))
     x = torch.from_numpy(arrays["x"]).double()
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, n, d]")
+    space = SPACES[meta["space"]](n=x.shape[1], d=x.shape[2])
+    space.check(x)
     origin = Origin(**{**meta["origin"], "edits": tuple(meta["origin"]["edits"])})
     certificate = meta["certificate"] and Certificate(**{k: float("nan") if v is None else v for k, v in meta["certificate"].items()})
     proposal = Proposal(
-        x=x, log_q=torch.from_numpy(arrays["log_q"]), space=SPACES[meta["space"]](n=x.shape[1], d=x.shape[2]),
+        x=x, log_q=torch.from_numpy(arrays["log_q"]), space=space,
         density=Density(meta["density"]), origin=origin, cost=Cost(**meta["cost"]), certificate=certificate, note=meta["note"],
         **{name: torch.from_numpy(arrays[name]) for name in ("group", "sign") if name in arrays})
     if "u" not in arrays:

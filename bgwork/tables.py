@@ -10,6 +10,7 @@ from bgwork.records import Estimate
 
 MAX_Z = 4.0
 NONE = "–"
+NOT_FINITE = "not finite"
 COUNTED = {"network": "network evaluations", "divergence": "divergences", "jacobian": "Jacobians", "energy": "energies",
            "gradient": "gradients"}
 
@@ -58,18 +59,25 @@ def average_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for prefix, ours, theirs in (("", "observables", "reference"), ("basin ", "basins", "basin_reference")):
         for name, value in report[ours].items():
             truth = report[theirs].get(name)
-            rows.append((prefix + name, estimate(value), estimate(truth), number(truth["z"], 2) if truth else NONE))
+            rows.append((prefix + name, estimate(value), estimate(truth), _z(truth)))
     return rows
 
 
+def _z(truth: Mapping[str, float] | None) -> str:
+    """z of a comparison as it stands in report.json, where null is infinity or NaN; a dash where nothing is compared."""
+    if truth is None:
+        return NONE
+    return NOT_FINITE if truth["z"] is None or not math.isfinite(truth["z"]) else number(truth["z"], 2)
+
+
 def far_off(rows: list[tuple[str, str, str, str]]) -> list[bool]:
-    """Which rows of `average_rows` lie four standard errors or more from their reference."""
-    return [z != NONE and abs(float(z)) >= MAX_Z for *_, z in rows]
+    """Which rows of `average_rows` lie four standard errors or more from their reference, or cannot be compared with it."""
+    return [z == NOT_FINITE or (z != NONE and abs(float(z)) >= MAX_Z) for *_, z in rows]
 
 
 def density_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) on how log q was obtained and what was checked about it."""
-    rows = [("density", report["density"]), *(("note", note) for note in report["notes"])]
+    """(name, value) on how log q was obtained, what was checked about it, and what was changed afterwards."""
+    rows = [("density", report["density"]), ("edits", "; ".join(report["edits"]) or "none"), *(("note", note) for note in report["notes"])]
     if report["overlap_failure"]:
         rows.append(("no forward ESS", report["overlap_failure"]))
     if certificate := report["certificate"]:

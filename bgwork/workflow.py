@@ -159,8 +159,16 @@ def sample(run: Run, *, accept: Collection[Density]) -> WeightedSamples:
     with terminal.progress(f"Sampling {run.system.name}") as tick:
         samples = runs.draw(run, progress=tick, note=terminal.note)
     weighted = runs.finish(run, samples, accept=accept)
-    terminal.say(f"{len(weighted)} weighted samples in {run.samples}, ESS {tables.estimate(ess(weighted))}")
+    terminal.say(f"{len(weighted)} weighted samples in {run.samples}")
+    terminal.say(quality(weighted))
     return weighted
+
+
+def quality(weighted: WeightedSamples) -> str:
+    """What says whether to believe the weights, on one line."""
+    k, limit, edits = pareto_k(weighted.log_w), pareto_limit(len(weighted)), weighted.proposal.origin.edits
+    return (f"ESS {tables.estimate(ess(weighted))}   Pareto k {k:.2f} (limit {limit:.2f})   "
+            f"largest weight {max_weight(weighted):.2g}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
 
 
 def evaluate_held_out(run: Run) -> None:
@@ -193,6 +201,7 @@ def show_report(report: Report) -> None:
     content = report.content
     terminal.show(f"{content['system']}: {content['n']} samples", ("figure", "value", "meaning"), tables.weight_rows(content))
     terminal.show("Averages", ("observable", "reweighted", "reference", "z"), tables.average_rows(content))
+    terminal.show("How the density was obtained", ("what", "found"), tables.density_rows(content))
     terminal.say(f"Verdict: {content['verdict']}")
     terminal.say(f"Report: {report.html} and {report.json}")
 
@@ -201,12 +210,10 @@ def estimate(path: Path, system: System | None, names: Sequence[str] | None) -> 
     """One table of averages for one file of samples."""
     weighted = runs.weighted_samples(path, system=system)
     system = system or load_system(weighted.proposal.origin.system)
-    density, edits = weighted.proposal.density, weighted.proposal.origin.edits
+    density = weighted.proposal.density
     averages = average_all(weighted, system, names)
     if density.normalised and names is None:
         averages["log Z"] = log_z(weighted)
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in averages.items()]
     terminal.show(f"{path}: {len(weighted)} samples of {system.name}, {density.value}", ("observable", "value", "n_eff"), rows)
-    k, limit = pareto_k(weighted.log_w), pareto_limit(len(weighted))
-    terminal.say(f"ESS {tables.estimate(ess(weighted))}   Pareto k {k:.2f} (limit {limit:.2f})   "
-                 f"largest weight {max_weight(weighted):.2g}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
+    terminal.say(quality(weighted))

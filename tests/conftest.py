@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from commands import QUICK, call
 from toy import Toy, make_toy
 
 torch.set_num_threads(1)
@@ -14,3 +19,22 @@ def toy(tmp_path, monkeypatch) -> Toy:
     """The toy system in a working directory of its own."""
     monkeypatch.chdir(tmp_path)
     return make_toy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A working directory in which `bgwork run toy` was called once."""
+    root = tmp_path_factory.mktemp("finished")
+    make_toy(root)
+    with contextlib.chdir(root):
+        result = call("run", "toy", *QUICK)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return root
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch) -> Path:
+    """The run's folder, in a copy of that directory."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "toy" / "shipped"

@@ -1,72 +1,22 @@
-"""The commands, on a toy system: what they write, what they keep, and that wrong input ends with one line and exit code 2."""
+"""The commands, on a toy system: what they write, what they keep and what they show."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import pickle
-import shutil
-import signal
 import subprocess
 import sys
-import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from toy import RECIPE, make_generator, make_toy
-from typer.testing import CliRunner
+from commands import GENERATOR, QUICK, call, files, refused, steeper
 
 from bgwork import store, terminal
-from bgwork.cli import app
+from bgwork.generators import load_generator
 from bgwork.records import WeightedSamples
-from bgwork.system import load_system
-
-QUICK = ("-n", "40")
-
-
-def call(*arguments: str) -> object:
-    """Run a command in this process."""
-    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
-
-
-def files(folder: Path) -> set[str]:
-    """All files below a folder, with their contents' hash."""
-    return {f"{path.relative_to(folder)} {hash(path.read_bytes())}" for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(result: object, *words: str) -> None:
-    """Exit code 2, one message on stderr naming the words, no traceback."""
-    assert result.exit_code == 2, (result.output, result.exception)
-    assert "Error: " in result.stderr or "Usage: " in result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in result.stderr
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A working directory in which `bgwork run toy` was called once."""
-    root = tmp_path_factory.mktemp("finished")
-    make_toy(root)
-    with contextlib.chdir(root):
-        result = call("run", "toy", *QUICK)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return root
-
-
-@pytest.fixture
-def run(finished, tmp_path, monkeypatch) -> Path:
-    """The run's folder, in a copy of that directory."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "runs" / "toy" / "shipped"
-
-
-GENERATOR = Path("systems/toy/generators/eqot-fm.safetensors")
 
 
 def test_run_leaves_a_whole_report(run):
@@ -80,6 +30,8 @@ def test_run_leaves_a_whole_report(run):
     assert report["cost"]["energy"] == 1 and report["cost"]["network"] >= 8 and report["cost"]["seconds"] > 0
     assert report["provenance"]["sampling"]["steps"] == 4 and report["provenance"]["versions"]["torch"]
     assert (run / "report.html").read_text().endswith("</html>\n")
+    assert abs(report["log_z"]["value"]) < 4 * report["log_z"]["stderr"], "a mixture of normalised Gaussians has log Z = 0"
+    assert 0 < report["forward_ess"]["value"] <= 1
     assert isinstance(store.load_samples(run / "samples.npz"), WeightedSamples)
     assert tomllib.loads((run / "recipe.toml").read_text())["field"]["kind"] == "mlp"
 
@@ -104,10 +56,45 @@ def test_another_generator_draws_other_samples(run):
     assert "replacing" in call("sample", "toy", *QUICK).stderr
 
 
-def steeper(factor: float) -> None:
-    """Multiply the shipped generator's velocity."""
-    tensors, meta = store.load_checkpoint(GENERATOR)
-    store.save_checkpoint(GENERATOR, tensors | {"last.weight": tensors["last.weight"] * factor}, meta)
+@pytest.mark.parametrize(("old", "new"), [("half_width = 1.0", "half_width = 1.1"), ("seed = 0", "seed = 5")])
+def test_a_changed_system_is_sampled_and_reported_anew(run, old, new):
+    before, path = json.loads((run / "report.json").read_text()), Path("systems/toy/system.toml")
+    path.write_text(path.read_text().replace(old, new, 1))
+    again = call("run", "toy", *QUICK)
+    assert again.exit_code == 0 and "replacing" in again.stderr, again.stderr
+    after = json.loads((run / "report.json").read_text())
+    assert after["observables"]["u"] != before["observables"]["u"]
+
+
+def test_changed_reference_samples_are_evaluated_and_reported_anew(run):
+    before, path = (run / "samples.npz").read_bytes(), Path("systems/toy/reference.npz")
+    old = json.loads((run / "report.json").read_text())
+    reference = store.load_samples(path)
+    fewer = {name: getattr(reference, name)[100:] for name in ("x", "log_q", "group")}
+    store.save_samples(path, replace(reference, **fewer))
+    again = call("run", "toy", *QUICK)
+    assert again.exit_code == 0 and again.stderr.count("kept") == 2, again.stderr
+    assert json.loads((run / "report.json").read_text())["forward_ess"] != old["forward_ess"]
+    assert (run / "samples.npz").read_bytes() == before
+
+
+def test_held_out_samples_come_from_all_over_the_reference(run):
+    tensors, _ = store.load_checkpoint(run / "held_out.safetensors")
+    rows = tensors["rows"]
+    assert len(tensors["log_q"]) == len(rows) == len(rows.unique()) == 400
+    assert rows.min() == 0 and rows.max() == 599 and rows.diff().max() <= 2
+    with contextlib.chdir(run.parent.parent.parent):
+        x = store.load_samples(Path("systems/toy/reference.npz")).x
+        assert torch.equal(load_generator(GENERATOR).log_prob(x[rows]), tensors["log_q"])
+
+
+def test_tables_show_weights_density_certificate_and_edits(run):
+    drawn = call("sample", "toy", *QUICK).stdout
+    for word in ("ESS", "Pareto k", "largest weight", "failed 0", "edits: none"):
+        assert word in drawn
+    shown = call("run", "toy", *QUICK).stdout
+    for word in ("exact", "determinants <= 0", "round trip", "edits"):
+        assert word in shown
 
 
 @pytest.mark.parametrize(("options", "density"), [
@@ -119,6 +106,7 @@ def test_sample_with_every_density(toy, options, density):
     result = call("sample", "toy", *QUICK, *options, "--out", "here")
     assert result.exit_code == 0, (result.output, result.exception)
     assert store.load_samples(Path("here/samples.npz")).proposal.density.value == density
+    assert ("steps" in tomllib.loads(Path("here/sampling.toml").read_text())) == ("dopri5" not in options)
 
 
 def test_estimate_reads_stored_samples_only(run):
@@ -159,137 +147,6 @@ def test_systems_lists_what_there_is(toy):
         assert word in result.stdout
 
 
-def test_train_then_run(toy):
-    store.save_samples(Path("runs/toy/reference/samples.npz"), store.load_samples(toy.system / "reference.npz"))
-    trained = call("train", "toy", "--set", "training.batch=4")
-    assert trained.exit_code == 0, (trained.output, trained.exception)
-    folder = toy.root / "runs" / "toy" / "eqot-fm-0"
-    assert tomllib.loads((folder / "recipe.toml").read_text())["training"]["batch"] == 4
-    assert "# commit" in (folder / "recipe.toml").read_text()
-    assert call("sample", folder, *QUICK).exit_code == 0 and (folder / "samples.npz").exists()
-
-
-def test_run_makes_the_generator_that_is_missing(toy):
-    toy.generator.unlink()
-    (toy.system / "system.toml").write_text((toy.system / "system.toml").read_text().replace("draws = 10", "draws = 400"))
-    result = call("run", "toy", *QUICK)
-    assert result.exit_code == 0, (result.output, result.exception)
-    assert {path.name for path in (toy.root / "runs" / "toy").iterdir()} == {"reference", "eqot-fm-0"}
-    assert (toy.root / "runs/toy/eqot-fm-0/report.html").exists()
-
-
-@pytest.mark.parametrize("command", [("reference",), ("train",), ("sample",), ("run",)])
-def test_unknown_system(toy, command):
-    refused(call(*command, "lj14"), "lj14", "lj13")
-    assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize("command", [("reference", "toy"), ("sample", "toy"), ("run", "toy")])
-@pytest.mark.parametrize("n", ["0", "-3"])
-def test_no_samples(toy, command, n):
-    refused(call(*command, "-n", n), n)
-    assert not files(toy.root / "runs")
-
-
-@pytest.mark.parametrize(("options", "words"), [
-    (("--integrator", "leapfrog"), ("leapfrog", "midpoint")),
-    (("--integrator", "dopri5"), ("--density continuous",)),
-    (("--density", "guessed"), ("guessed", "executed")),
-    (("--steps", "0"), ("steps", "0")),
-    (("--steps", "many"), ("--steps", "integer")),
-    (("--accept", "nothing"), ("nothing",)),
-])
-def test_bad_sampling_options(toy, options, words):
-    refused(call("sample", "toy", *QUICK, *options), *words)
-    assert not files(toy.root / "runs")
-
-
-@pytest.mark.parametrize(("options", "words"), [
-    (("--recipe", "nonsense"), ("nonsense", "eqot-fm")),
-    (("--set", "training.stepz=3"), ("stepz", "steps")),
-    (("--set", "training.steps=three"), ("steps", "three")),
-    (("--set", "steps"), ("steps", "=")),
-    (("--data", "nowhere.npz"), ("nowhere.npz",)),
-    (("--resume",), ("checkpoint",)),
-])
-def test_bad_training_options(toy, options, words):
-    store.save_samples(Path("runs/toy/reference/samples.npz"), store.load_samples(toy.system / "reference.npz"))
-    before = files(toy.root)
-    refused(call("train", "toy", *options), *words)
-    assert files(toy.root) == before
-
-
-def test_training_data_of_another_system(toy):
-    dw4 = load_system("dw4")
-    refused(call("train", "toy", "--data", dw4.path / "reference.npz"), "reference.npz")
-
-
-def test_a_finished_training_is_not_overwritten(toy):
-    store.save_samples(Path("runs/toy/reference/samples.npz"), store.load_samples(toy.system / "reference.npz"))
-    assert call("train", "toy").exit_code == 0
-    before = files(toy.root)
-    refused(call("train", "toy", "--set", "training.batch=4"), "--resume")
-    assert files(toy.root) == before
-
-
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("std = 1.0\n", "", ("energy", "std")),
-    ("components = 2", 'components = "two"', ("components", "two")),
-    ("components = 2", "components = 2\ncolour = 1", ("colour", "components")),
-    ("[space]", "[space", ("system.toml",)),
-])
-def test_bad_system_file(toy, old, new, words):
-    path = toy.system / "system.toml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    refused(call("run", "toy", *QUICK), *words)
-    assert not Path("runs").exists()
-
-
-def test_generator_of_another_system(toy):
-    make_generator(toy.generator, recipe=tomllib.loads(RECIPE), system="dw4")
-    refused(call("run", "toy", *QUICK), "dw4", "toy")
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-50])
-
-
-def pickle_into(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"weights": 1}))
-
-
-@pytest.mark.parametrize("damage", [truncate, pickle_into])
-def test_damaged_files(run, damage):
-    damage(run / "samples.npz")
-    before = files(run)
-    for command in (("estimate", run), ("report", run), ("run", "toy", *QUICK)):
-        refused(call(*command), "samples.npz")
-    damage(GENERATOR)
-    refused(call("sample", "toy", *QUICK), "eqot-fm.safetensors")
-    assert files(run) == before
-
-
-def test_samples_without_log_q(toy):
-    np.savez("mine.npz", x=np.zeros((5, 1, 2)))
-    refused(call("estimate", "mine.npz"), "mine.npz", "log_q")
-
-
-def test_missing_samples_and_unknown_observables(run):
-    refused(call("estimate", "nowhere.npz"), "nowhere.npz")
-    refused(call("report", "nowhere"), "nowhere")
-    refused(call("estimate", run, "--observable", "colour"), "colour", "radius_of_gyration")
-
-
-def test_unwritable_output(toy):
-    Path("blocked").write_text("a file, not a folder")
-    before = files(toy.root)
-    for command in (("sample", "toy", *QUICK), ("reference", "toy", "-n", "400"), ("train", "toy", "--data", toy.system / "reference.npz")):
-        refused(call(*command, "--out", "blocked/run"), "blocked")
-    assert files(toy.root) == before
-
-
 def test_uncertified_samples_are_kept_and_refused_until_accepted(toy):
     steeper(2000)  # so much that the map folds
     refused(call("run", "toy", *QUICK), "uncertified", "--accept uncertified")
@@ -298,17 +155,6 @@ def test_uncertified_samples_are_kept_and_refused_until_accepted(toy):
     result = call("run", "toy", *QUICK, "--accept", "uncertified")
     assert result.exit_code == 0, (result.output, result.exception)
     assert "accepted uncertified density" in (folder / "report.html").read_text()
-
-
-@pytest.mark.parametrize("command", ["reference", "sample"])
-def test_interrupted_work_leaves_nothing_half_written(toy, monkeypatch, command):
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("bgwork.reference.check" if command == "reference" else "bgwork.samplers.flow.Flow.push", interrupt)
-    result = call(command, "toy", "-n", "400")
-    assert result.exit_code == 130 and "interrupted" in result.stderr
-    assert not files(toy.root / "runs")
 
 
 def test_help_shows_examples():
@@ -332,23 +178,3 @@ def test_a_pipe_gets_plain_text(toy):
     done = subprocess.run([sys.executable, "-m", "bgwork.cli", "sample", "toy", *QUICK], capture_output=True, text=True, cwd=toy.root)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr and done.stderr == ""
-
-
-@pytest.mark.slow
-def test_ctrl_c_saves_a_checkpoint_and_resume_ends_the_same(toy):
-    data = str(toy.system / "reference.npz")
-    long = ["--data", data, "--set", "training.steps=3000", "--set", "training.checkpoint_every=20"]
-    command = [sys.executable, "-m", "bgwork.cli", "train", "toy", *long]
-    process = subprocess.Popen([*command, "--out", "cut"], stderr=subprocess.PIPE, text=True, cwd=toy.root, start_new_session=True)
-    for _ in range(600):
-        if (toy.root / "cut" / "checkpoint.safetensors").exists():
-            break
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "--resume" in message, message
-    assert not (toy.root / "cut" / "generator.safetensors").exists()
-    for out, extra in (("cut", ["--resume"]), ("whole", [])):
-        subprocess.run([*command, "--out", out, *extra], check=True, cwd=toy.root, capture_output=True)
-    cut, whole = (store.load_checkpoint(toy.root / out / "generator.safetensors")[0] for out in ("cut", "whole"))
-    assert all(torch.equal(cut[name], whole[name]) for name in whole)

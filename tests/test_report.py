@@ -148,3 +148,12 @@ def test_averages_use_all_reference_samples_and_forward_ess_those_with_a_density
     assert abs(found.reference["right"].value - 0.5) < 0.02
     assert abs(found.forward_ess.value - found.ess.value) < 4 * math.hypot(found.forward_ess.stderr, found.ess.stderr)
     assert abs(found.log_z_bar.value - found.log_z.value) < 4 * math.hypot(found.log_z_bar.stderr, found.log_z.stderr)
+
+
+@pytest.mark.parametrize("z", [math.inf, -math.inf, math.nan, 5.0])
+def test_a_value_that_cannot_be_compared_is_marked(z):
+    fine = diagnose(weighted_gaussian(400, seed=0), reference=ReferenceSet(estimates={"u": Estimate(value=1.0, stderr=0.1)}))
+    wrong = replace(fine, reference={"u": replace(fine.reference["u"], z=z)})
+    for diagnosis, marked in ((fine, False), (wrong, True)):
+        rows = tables.average_rows(to_json_dict(diagnosis))
+        assert tables.far_off(rows) == [marked] and rows[0][-1] != tables.NONE

@@ -157,3 +157,16 @@ def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")  # a file where a folder should be stops root as well
     with pytest.raises(store.FileError, match="cannot write in .*file"):
         store.write_text(tmp_path / "file" / "a.txt", "text")
+
+
+@pytest.mark.parametrize(("x", "words"), [
+    (np.zeros((5, 8)), r"shape \(5, 8\), expected \[N, n, d\]"), (np.ones((5, 4, 2)), r"1 away from MeanFree.*project"),
+    (np.array(["a"] * 5), "s.npz")])
+def test_configurations_that_are_none_of_the_space_are_refused(tmp_path, x, words):
+    path = tmp_path / "s.npz"
+    store.save_samples(path, weighted())
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **(arrays | {"x": x}))
+    with pytest.raises(store.FileError, match=words):
+        store.load_samples(path)

@@ -1,0 +1,75 @@
+"""The training command: what it writes, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from commands import QUICK, call, files, refused
+
+from bgwork import store
+
+
+def test_train_then_run(toy):
+    store.save_samples(Path("runs/toy/reference/samples.npz"), store.load_samples(toy.system / "reference.npz"))
+    trained = call("train", "toy", "--set", "training.batch=4")
+    assert trained.exit_code == 0, (trained.output, trained.exception)
+    folder = toy.root / "runs" / "toy" / "eqot-fm-0"
+    assert tomllib.loads((folder / "recipe.toml").read_text())["training"]["batch"] == 4
+    assert "# commit" in (folder / "recipe.toml").read_text()
+    assert call("sample", folder, *QUICK).exit_code == 0 and (folder / "samples.npz").exists()
+
+
+def test_run_makes_the_generator_that_is_missing(toy):
+    toy.generator.unlink()
+    (toy.system / "system.toml").write_text((toy.system / "system.toml").read_text().replace("draws = 10", "draws = 400"))
+    result = call("run", "toy", *QUICK)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert {path.name for path in (toy.root / "runs" / "toy").iterdir()} == {"reference", "eqot-fm-0"}
+    assert (toy.root / "runs/toy/eqot-fm-0/report.html").exists()
+
+
+def test_a_finished_training_is_not_overwritten(toy):
+    store.save_samples(Path("runs/toy/reference/samples.npz"), store.load_samples(toy.system / "reference.npz"))
+    assert call("train", "toy").exit_code == 0
+    before = files(toy.root)
+    refused(call("train", "toy", "--set", "training.batch=4"), "--resume")
+    assert files(toy.root) == before
+
+
+@pytest.mark.parametrize("command", ["reference", "sample"])
+def test_interrupted_work_leaves_nothing_half_written(toy, monkeypatch, command):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bgwork.reference.check" if command == "reference" else "bgwork.samplers.flow.Flow.push", interrupt)
+    result = call(command, "toy", "-n", "400")
+    assert result.exit_code == 130 and "interrupted" in result.stderr
+    assert not files(toy.root / "runs")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_checkpoint_and_resume_ends_the_same(toy):
+    data = str(toy.system / "reference.npz")
+    long = ["--data", data, "--set", "training.steps=3000", "--set", "training.checkpoint_every=20"]
+    command = [sys.executable, "-m", "bgwork.cli", "train", "toy", *long]
+    process = subprocess.Popen([*command, "--out", "cut"], stderr=subprocess.PIPE, text=True, cwd=toy.root, start_new_session=True)
+    for _ in range(600):
+        if (toy.root / "cut" / "checkpoint.safetensors").exists():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "--resume" in message, message
+    assert not (toy.root / "cut" / "generator.safetensors").exists()
+    for out, extra in (("cut", ["--resume"]), ("whole", [])):
+        subprocess.run([*command, "--out", out, *extra], check=True, cwd=toy.root, capture_output=True)
+    cut, whole = (store.load_checkpoint(toy.root / out / "generator.safetensors")[0] for out in ("cut", "whole"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
