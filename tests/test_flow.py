@@ -276,12 +276,21 @@ def sampler_prior_draws(n):
     return Gaussian(space=LINE).sample(n, generator=seed())[:, 0, 0]
 
 
+def test_seconds_are_those_of_sampling(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    sampler = made("mlp", on_batch=lambda *_: clock.__setitem__(0, clock[0] + 1))
+    certify = Flow._certify
+    monkeypatch.setattr(Flow, "_certify", lambda *parts: (clock.__setitem__(0, 100.0), certify(*parts))[1])
+    assert sampler.sample(10, generator=seed()).cost.seconds == 1
+
+
 def test_evaluations_are_counted():
-    sampler = made("mlp", n_round_trip=0)
-    calls = []
-    sampler.field.register_forward_hook(lambda *_: calls.append(1))
-    cost = sampler.sample(10, generator=seed()).cost
-    assert cost.network == cost.jacobian == 10 * 8 and cost.seconds > 0
+    for held_out in (None, torch.zeros(7, 1, 2).double()):
+        proposal = made("mlp", round_trip=held_out).sample(10, generator=seed())
+        trip = made("mlp").invert(proposal.x if held_out is None else held_out).cost
+        assert proposal.cost.network == proposal.cost.jacobian == 10 * 8 and proposal.cost.seconds > 0
+        assert proposal.note.endswith(f"at {trip.network} network evaluations and {trip.jacobian} Jacobians beyond those of sampling")
     inversion = made("mlp").invert(torch.zeros(3, 1, 2).double())
     newton = 2 * int(inversion.iterations.sum())
     assert inversion.cost.jacobian == newton and inversion.cost.network == newton + 3 * 8 + 3 * 8

@@ -97,7 +97,7 @@ class Flow:
             generator: source of the prior draws; the same seed gives the same numbers.
         Returns:
             Proposal, density EXACT if the certificate is clean and UNCERTIFIED otherwise. Samples that diverged stay in it as NaN and
-            count as folded.
+            count as folded. Its cost is that of sampling; the note says what the certificate took besides.
         Raises:
             ValueError: if n < 1, or the field does not fit the prior's space.
         """
@@ -105,15 +105,15 @@ class Flow:
         started = time.perf_counter()
         z = self.prior.sample(n, generator=generator)
         check_field(self.field, self.space, z[:16])
-        pushed = self._push_all(z)
-        certificate, cost = self._certify(z, pushed)
-        evaluations = n * self.grid.evaluations
-        cost = cost + Cost(network=evaluations, jacobian=evaluations)
+        pushed, evaluations = self._push_all(z), n * self.grid.evaluations
+        log_q = self.prior.log_prob(z) - pushed.log_det
+        cost = Cost(network=evaluations, jacobian=evaluations, seconds=time.perf_counter() - started)
+        certificate, spent = self._certify(z, pushed)
         return Proposal(
-            x=pushed.x, log_q=self.prior.log_prob(z) - pushed.log_det, space=self.space, sign=pushed.sign, certificate=certificate,
+            x=pushed.x, log_q=log_q, space=self.space, sign=pushed.sign, certificate=certificate,
             density=Density.EXACT if certificate.clean else Density.UNCERTIFIED,
             origin=self.origin if self.origin.seed is not None else replace(self.origin, seed=generator.initial_seed()),
-            cost=replace(cost, seconds=time.perf_counter() - started), note=describe(self.grid, certificate))
+            cost=cost, note=describe(self.grid, certificate, spent))
 
     @torch.no_grad()
     def push(self, z: Tensor) -> Pushed:
@@ -239,10 +239,11 @@ def empty_inversion(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.double(), x.new_zeros(0).double(), torch.zeros(0, dtype=torch.int64), x.new_zeros(0).double()
 
 
-def describe(grid: Grid, certificate: Certificate) -> str:
-    """One sentence on the map and its certificate."""
+def describe(grid: Grid, certificate: Certificate, spent: Cost) -> str:
+    """One sentence on the map, its certificate, and the work that the certificate took beyond sampling."""
     back = certificate.n_round_trip - certificate.n_round_trip_failed
     return (
         f"executed map, {grid.integrator} with {grid.steps} steps: {certificate.n_negative} of {certificate.n} samples with a "
         f"determinant <= 0; round trip of {certificate.round_trip_of}: {back} of {certificate.n_round_trip} returned, "
-        f"largest error {certificate.round_trip_error:.1e}, tolerance {certificate.tolerance:.0e}")
+        f"largest error {certificate.round_trip_error:.1e}, tolerance {certificate.tolerance:.0e}, at {spent.network} network "
+        f"evaluations and {spent.jacobian} Jacobians beyond those of sampling")
