@@ -105,7 +105,7 @@ class Proposal:
         space: the space x lives on; log_q is with respect to its volume.
         density: how log_q was obtained.
         origin: method, system, seed, commit, edits.
-        cost: total work.
+        cost: total work of sampling, and of the energies once weighed; a certificate's own work is in the note.
         group: [N] int64 chain, island or ancestor label where rows are correlated, else None.
         sign: [N] sign of the executed map's determinant, where there is one.
         certificate: of the executed map, where there is one.
@@ -159,8 +159,12 @@ class WeightedSamples:
 
     @property
     def failed(self) -> Tensor:
-        """[N] bool: rows with a NaN in x, u or log_q. They count as zero weight and are reported."""
-        return torch.isnan(self.u) | torch.isnan(self.proposal.log_q) | torch.isnan(self.x).flatten(1).any(1)
+        """[N] bool: rows with a NaN in x or u, u = -inf, or a log_q that is not finite. They count as zero weight and are reported.
+
+        A drawn sample has a positive finite density and a finite or infinitely high energy, so anything else went wrong.
+        """
+        no_energy = torch.isnan(self.u) | (self.u == -math.inf)
+        return no_energy | ~torch.isfinite(self.proposal.log_q) | torch.isnan(self.x).flatten(1).any(1)
 
     @property
     def n_failed(self) -> int:
@@ -168,7 +172,7 @@ class WeightedSamples:
 
     @property
     def log_w(self) -> Tensor:
-        """log w = -u - log q, [N]; -inf where u = +inf or the row failed."""
+        """log w = -u - log q, [N]; -inf where u = +inf (a legitimate zero weight) or the row failed, finite elsewhere."""
         zero = self.failed | (self.u == math.inf)
         return torch.where(zero, -math.inf, -self.u - self.proposal.log_q)
 
@@ -185,7 +189,9 @@ class Estimate:
         return f"{self.value:.6g} +- {self.stderr:.2g}"
 
     def z(self, other: Estimate) -> float:
-        """Difference in combined standard errors."""
+        """Difference in combined standard errors; 0 or infinite where both values are exact."""
+        if self.stderr == other.stderr == 0:
+            return 0.0 if self.value == other.value else math.copysign(math.inf, self.value - other.value)
         return (self.value - other.value) / math.hypot(self.stderr, other.stderr)
 
 

@@ -171,6 +171,13 @@ def test_edits_are_never_silent():
     assert "accepted stochastic density" in only_problem(diagnose(accepted))
 
 
+def test_an_edit_that_is_not_known_to_be_harmless_is_not_trusted():
+    weighted = good()
+    for edit in ("clipped 3 weights", "thinnedish", "Resampled by hand"):
+        edited = replace(weighted, proposal=with_edit(weighted.proposal, edit))
+        assert f"({edit})" in only_problem(diagnose(edited))
+
+
 def test_thinned_samples_may_be_trusted_and_the_edit_is_shown():
     weighted = good()
     thinned = diagnose(replace(weighted, proposal=with_edit(weighted.proposal, "kept every 2nd draw of 4000")))

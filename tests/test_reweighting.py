@@ -132,7 +132,7 @@ def test_weights_that_say_nothing_are_errors():
     weighted = wide(GaussianOracle(), 10, seed=0)
     with pytest.raises(ValueError, match="all 10 weights are zero"):
         ess(replace(weighted, u=torch.full((10,), math.inf, dtype=torch.float64)))
-    with pytest.raises(ValueError, match="infinite"):
+    with pytest.raises(ValueError, match=r"all 10 weights are zero \(10 rows failed"):
         log_z(replace(weighted, u=torch.full((10,), -math.inf, dtype=torch.float64)))
     with pytest.raises(ValueError, match="n = 0"):
         weigh(propose(GaussianOracle(), 0, seed=0), GaussianOracle())

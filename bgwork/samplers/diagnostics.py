@@ -112,14 +112,7 @@ def _populations(weighted: WeightedSamples, reference: WeightedSamples | None,
 
 
 def _compare(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> dict[str, Comparison]:
-    return {name: Comparison(value=truth.value, stderr=truth.stderr, z=_z(ours[name], truth)) for name, truth in theirs.items()}
-
-
-def _z(ours: Estimate, truth: Estimate) -> float:
-    """z, which is 0 or infinite where both values are exact."""
-    if ours.stderr == truth.stderr == 0:
-        return 0.0 if ours.value == truth.value else math.copysign(math.inf, ours.value - truth.value)
-    return ours.z(truth)
+    return {name: Comparison(value=truth.value, stderr=truth.stderr, z=ours[name].z(truth)) for name, truth in theirs.items()}
 
 
 def _plain(value: Any) -> Any:
