@@ -48,6 +48,7 @@ class MultiHopSection(Section):
     node_hidden: Count = 96
     n_basis: Annotated[int, Field(ge=2)] = 32
     r_max: Positive = 6.0
+    softening: Positive
 
     def build(self, space: Space) -> nn.Module:
         return MultiHop(space.n, space.d, MultiHopConfig(**self.model_dump(exclude={"kind"})))
@@ -90,11 +91,12 @@ class CouplingSection(Section):
 
 
 class TrainingSection(Section):
-    """[training]; as in `TrainingConfig`, with the batch size and the share of late times."""
+    """[training]; as in `TrainingConfig`, with the batch size, the share of late times, and the generator of the system to start from."""
 
     steps: Count
     batch: Count = 256
     late_times: Share = 0.5
+    initial: str = ""
     learning_rate: Positive = 2e-3
     warmup: Count = 500
     weight_decay: Annotated[float, Field(ge=0, strict=False)] = 1e-4
@@ -108,7 +110,7 @@ class TrainingSection(Section):
     evaluate_samples: Count = 500
 
     def config(self) -> TrainingConfig:
-        return TrainingConfig(**self.model_dump(exclude={"batch", "late_times", "evaluate_samples"}))
+        return TrainingConfig(**self.model_dump(exclude={"batch", "late_times", "initial", "evaluate_samples"}))
 
 
 class SamplerSection(Section):
@@ -214,6 +216,22 @@ def build_field(recipe: Recipe, space: Space, *, seed: int) -> nn.Module:
         return recipe.field.build(space)
 
 
+def initial_field(system: System, recipe: Recipe, *, seed: int) -> nn.Module:
+    """The network that training starts from: random weights, or those of one of the system's generators.
+
+    Raises:
+        RecipeError: if the generator's weights do not fit the recipe's field.
+    """
+    field = build_field(recipe, system.space, seed=seed)
+    if recipe.training.initial:
+        path = system.path / "generators" / f"{recipe.training.initial}.safetensors"
+        weights = store.load_checkpoint(path)[0]
+        if weights.keys() != dict(field.named_parameters()).keys():
+            raise RecipeError(f"{path} has other weights than the recipe's field; start from a generator with the same [field]")
+        field.load_state_dict(weights, strict=False)
+    return field
+
+
 def training_job(
     system: System, recipe: Recipe, *, name: str, folder: Path, data: torch.Tensor, seed: int,
     on_log: Callable[[dict[str, float]], None] | None = None,
@@ -232,7 +250,7 @@ def training_job(
         "system": system.name, "recipe_name": name, "recipe": recipe.model_dump(), "seed": seed, "data": tensor_fingerprint(data),
         "prior_std": system.prior.std, "commit": commit(), "versions": versions()}
     return TrainingJob(
-        model=build_field(recipe, system.space, seed=seed), loss=flow_matching_loss, data=batches, config=recipe.training.config(),
+        model=initial_field(system, recipe, seed=seed), loss=flow_matching_loss, data=batches, config=recipe.training.config(),
         folder=folder, meta=meta, evaluate=ess_of(system, recipe), on_log=on_log)
 
 

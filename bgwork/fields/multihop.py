@@ -42,6 +42,7 @@ class MultiHopConfig:
         hops: number of hops (1, 2, 3).
         node_hidden: hidden width of the node networks.
         n_basis, r_max: radial Gaussians on [0, r_max] (length unit of the system).
+        softening: length below which distances and directions are smoothed; about a quarter of the shortest distances in the data.
     """
 
     hidden: int = 64
@@ -51,6 +52,7 @@ class MultiHopConfig:
     node_hidden: int = 96
     n_basis: int = 32
     r_max: float = 6.0
+    softening: float = 0.25
 
 
 class NodeState(NamedTuple):
@@ -163,7 +165,7 @@ class MultiHop(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """v [B, n, d] for t scalar or [B] and x [B, n, d]."""
-        temb, pairs, state = self.time(t, len(x)), pairs_of(x.to(self.mask.dtype)), None
+        temb, pairs, state = self.time(t, len(x)), pairs_of(x.to(self.mask.dtype), self.config.softening), None
         f = self.radial(pairs.dist, temb)
         for hop in self.hops:
             state, _ = hop(f, pairs, state, temb, self.mask)

@@ -69,7 +69,7 @@ class Geometry(NamedTuple):
 
 
 def geometry(field: MultiHop, temb: Tensor, x: Tensor) -> Geometry:
-    pairs = pairs_of(x)
+    pairs = pairs_of(x, field.config.softening)
     f, f_slope = field.radial.value_and_slope(pairs.dist, temb)
     u, r = (y.transpose(2, 3)[:, None].contiguous() for y in (pairs.u, -pairs.r))
     dist = pairs.dist[..., 0][:, None]
