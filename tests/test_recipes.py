@@ -9,6 +9,7 @@ from toy import RECIPE
 from bgwork.couplings import EquivariantOptimalTransport, Independent, OptimalTransport
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.multihop import MultiHop
+from bgwork.generators import load_generator
 from bgwork.recipes import RecipeError, build_field, list_recipes, load_recipe, parse_recipe, save_recipe, training_job
 from bgwork.spaces import MeanFree
 from bgwork.system import list_systems, load_system
@@ -74,11 +75,22 @@ def test_the_saved_recipe_reads_back_as_itself(toy):
 
 def test_sections_build_what_they_name():
     space = MeanFree(n=4, d=2)
-    for kind, field in (("multihop", MultiHop), ("egnn", EGNN)):
-        values = {**tomllib.loads(RECIPE), "field": {"kind": kind, "hidden": 8}}
+    for section, field in (({"kind": "multihop", "hidden": 8, "softening": 0.2}, MultiHop), ({"kind": "egnn", "hidden": 8}, EGNN)):
+        values = {**tomllib.loads(RECIPE), "field": section}
         assert isinstance(parse_recipe(values, source="test").field.build(space), field)
     for kind, coupling in (("independent", Independent), ("equivariant-ot", EquivariantOptimalTransport)):
         assert isinstance(recipe(coupling={"kind": kind}).coupling.build(), coupling)
+
+
+def test_training_can_start_from_a_generator_of_the_system(toy):
+    system = load_system(toy.system)
+    started = load_recipe(system, overrides=["training.initial=eqot-fm"])
+    job = training_job(system, started, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5)
+    shipped = load_generator(toy.generator).field.state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in job.model.state_dict().items())
+    other = load_recipe(system, overrides=["training.initial=eqot-fm", "field.depth=2"])
+    with pytest.raises(RecipeError, match="other weights"):
+        training_job(system, other, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5)
 
 
 def test_initial_weights_depend_on_the_seed_alone():
