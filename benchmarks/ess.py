@@ -49,7 +49,7 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
 
 def rows_of(name: str, found: Diagnosis, evaluations: int, options: argparse.Namespace) -> list[Row]:
     """Every figure as a row."""
-    method = f"flow eqot-fm, executed map, {found.density.value}"
+    method = f"{found.method}, executed map, {found.density.value}"
     common = {"system": name, "method": method, "evaluations": evaluations, "n": options.n, "seed": options.seed}
     reverse, forward = GOALS.get(name, (None, None))
     rows = [

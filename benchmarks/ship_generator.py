@@ -1,6 +1,6 @@
 """Put a trained generator into its system's folder, with its provenance beside it.
 
-    python benchmarks/ship_generator.py runs/lj13/eqot-fm-0 --data "bgwork reference lj13 -n 100000"
+    python benchmarks/ship_generator.py runs/lj13/eqot-fm-0 --command "bgwork train lj13" --data "bgwork reference lj13 -n 100000"
 
 Weights and header are those that training wrote, except that the header's [sampler] table is the recipe's present one (it is no part of the
 training). Figures are the rows of results/ess.json; run benchmarks/ess.py on the generator first.
@@ -14,7 +14,6 @@ from pathlib import Path
 from rows import RESULTS
 
 from bgwork import store
-from bgwork.provenance import file_fingerprint
 from bgwork.recipes import load_recipe
 from bgwork.system import load_system
 
@@ -23,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True, help="command that made the training configurations")
-    parser.add_argument("--data-file", type=Path, required=True, help="their file, for its fingerprint")
+    parser.add_argument("--command", required=True, help="command that trained")
     parser.add_argument("--note", default="")
     options = parser.parse_args()
     tensors, meta = store.load_checkpoint(options.run / "generator.safetensors")
@@ -32,12 +31,12 @@ def main() -> None:
     path = system.path / "generators" / f"{name}.safetensors"
     store.save_checkpoint(path, tensors, meta)
     progress = meta["progress"]
-    figures = [row for row in store.read_json(RESULTS / "ess.json") if row["system"] == system.name]
+    figures = [row for row in store.read_json(RESULTS / "ess.json") if row["system"] == system.name and f"flow {name}," in row["method"]]
     store.write_json(path.with_suffix(".json"), {
-        "command": f"bgwork train {system.name} --recipe {name} --seed {meta['seed']}", "config": meta["recipe"], "seed": meta["seed"],
+        "command": options.command, "config": meta["recipe"], "seed": meta["seed"],
         "commit": meta["commit"], "versions": meta["versions"], "steps": progress["step"],
         "core_minutes": round((progress["seconds"] + progress["worker_seconds"]) / 60, 1),
-        "data": {"command": options.data, "fingerprint": file_fingerprint(options.data_file)}, "note": options.note, "figures": figures})
+        "data": {"command": options.data, "fingerprint": meta.get("data", "not recorded")}, "note": options.note, "figures": figures})
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {len(figures)} figures")
 
 
