@@ -10,11 +10,11 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor
 
 from bgwork.error_bars import delta_stderr
 from bgwork.observables import pair_distances
+from bgwork.pareto import fit_tail
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import ess, log_z, normalised_weights
 from bgwork.samplers.diagnosis import Comparison
@@ -172,23 +172,18 @@ def weights(weighted: WeightedSamples, *, pareto_k: float, limit: float) -> Figu
         left.axvline(0, color=REFERENCE, lw=1)
         left.set_title(f"{len(relative) - len(shown)} below {FAINT:g} or zero", fontsize=8, loc="right", color="#777777")
         left.set(title="Log-weights", xlabel=r"$\log\, w/\langle w\rangle$", ylabel="samples", yscale="log")
-        _draw_tail(right, relative.exp(), pareto_k, limit)
+        _draw_tail(right, relative, pareto_k, limit)
     return figure
 
 
-def _draw_tail(axes: mpl.axes.Axes, w: Tensor, k: float, limit: float) -> None:
-    n = len(w)
-    ordered = np.sort(w.numpy())[::-1]
-    survival = np.arange(1, n + 1) / n
-    length = min(math.ceil(min(n / 5, 3 * math.sqrt(n))), n - 1)
-    axes.plot(ordered, survival, ".", ms=3, color=WEIGHTED, label="weights")
+def _draw_tail(axes: mpl.axes.Axes, relative: Tensor, k: float, limit: float) -> None:
+    """Survival function of the weights exp(relative), and of the Pareto fit whose k is reported (none where k is not finite)."""
+    n, ordered = len(relative), relative.exp().sort(descending=True).values.numpy()
+    axes.plot(ordered, np.arange(1, n + 1) / n, ".", ms=3, color=WEIGHTED, label="weights")
     if math.isfinite(k):
-        cutoff = ordered[length]
-        excess = ordered[:length] - cutoff
-        excess = excess[excess > 0]
-        _, _, scale = stats.genpareto.fit(excess, f0=k, floc=0)
-        grid = np.geomspace(max(excess.min(), 1e-6 * scale), excess.max(), 200)
-        axes.plot(cutoff + grid, len(excess) / n * stats.genpareto.sf(grid, k, scale=scale), color=WARNING if k > limit else REFERENCE,
+        tail = fit_tail(relative)
+        above = torch.logspace(0, -math.log10(2 * len(tail.rows)), 200, dtype=torch.float64)
+        axes.plot(ordered[0] * tail.quantile(1 - above), len(tail.rows) / n * above, color=WARNING if k > limit else REFERENCE,
                   lw=1.4, label=f"Pareto tail, k = {k:.2f} (limit {limit:.2f})")
     axes.set(title="Largest weights", xlabel=r"$w/\langle w\rangle$", ylabel=r"fraction of samples above", xscale="log", yscale="log",
              xlim=(max(ordered[-1], 1e-3), 2 * ordered[0]), ylim=(0.5 / n, 1.5))

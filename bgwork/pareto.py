@@ -7,7 +7,7 @@ k = 0.7 averages converge too slowly for any error bar to mean much (Vehtari, Si
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,27 @@ from torch import Tensor
 from bgwork.records import WeightedSamples, with_edit
 
 EQUAL = 1e-6  # log-weights that differ by less are equal but for rounding, and have no tail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """The largest weights, relative to the very largest, and the generalised Pareto distribution fitted to what they exceed a cutoff by.
+
+    Attributes:
+        rows: [M] rows of the tail, by rising weight.
+        cutoff: relative weight above which the tail begins.
+        k: shape of the fit.
+        scale: scale of the fit, in relative weight.
+    """
+
+    rows: Tensor
+    cutoff: float
+    k: float
+    scale: float
+
+    def quantile(self, p: Tensor) -> Tensor:
+        """Relative weight below which the fraction p of the tail lies: cutoff + scale ((1 - p)^-k - 1) / k."""
+        return self.cutoff + self.scale * torch.expm1(-self.k * torch.log1p(-p)) / self.k
 
 
 def pareto_k(log_w: Tensor) -> float:
@@ -31,8 +52,8 @@ def pareto_k(log_w: Tensor) -> float:
         raise ValueError(f"none of {len(log_w)} weights is positive, so they have no tail; check the samples and the target")
     if log_w.max() - log_w.min() < EQUAL:
         return -math.inf
-    _, tail, cutoff = _tail(log_w)
-    return math.inf if len(tail) < 5 else _fit(tail - cutoff)[0]
+    tail = fit_tail(log_w)
+    return math.inf if tail is None else tail.k
 
 
 def pareto_limit(n: int) -> float:
@@ -61,26 +82,31 @@ def smooth(weighted: WeightedSamples) -> WeightedSamples:
         ValueError: if fewer than five weights stand out, too few to fit.
     """
     log_w = weighted.log_w
-    rows, tail, cutoff = _tail(log_w)
-    if len(tail) < 5:
-        raise ValueError(f"only {len(tail)} weights stand out of {len(log_w)}; a Pareto tail needs five: draw more samples")
-    k, scale = _fit(tail - cutoff)
-    quantile = (torch.arange(len(tail), dtype=torch.float64) + 0.5) / len(tail)
-    order_statistics = cutoff + scale * torch.expm1(-k * torch.log1p(-quantile)) / k
+    tail = fit_tail(log_w)
+    if tail is None:
+        raise ValueError(f"fewer than five of {len(log_w)} weights stand out, and a Pareto tail needs five: draw more samples")
+    n = len(tail.rows)
     smoothed = log_w.clone()
-    smoothed[rows] = order_statistics.clamp_max(1.0).log() + log_w.max()
-    return _edited(weighted, smoothed, f"smoothed the {len(tail)} largest weights by a Pareto fit with k = {k:.2f}")
+    smoothed[tail.rows] = tail.quantile((torch.arange(n, dtype=torch.float64) + 0.5) / n).clamp_max(1.0).log() + log_w.max()
+    return _edited(weighted, smoothed, f"smoothed the {n} largest weights by a Pareto fit with k = {tail.k:.2f}")
 
 
-def _tail(log_w: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Rows of the tail by rising weight, their weights relative to the largest, and the weight above which the tail begins."""
+def fit_tail(log_w: Tensor) -> Tail | None:
+    """Tail of the weights with its Pareto fit, or None where fewer than five weights stand out.
+
+    Args:
+        log_w: [N] log-weights, not all -inf.
+    """
     n = len(log_w)
     relative = (log_w - log_w.max()).exp()
     rows = relative.argsort()
     length = math.ceil(min(n / 5, 3 * math.sqrt(n)))
     cutoff = relative[rows[-length - 1]].item() if n > length else 0.0
     rows = rows[relative[rows] > max(cutoff, torch.finfo(torch.float64).tiny)]
-    return rows, relative[rows], cutoff
+    if len(rows) < 5:
+        return None
+    k, scale = _fit(relative[rows] - cutoff)
+    return Tail(rows=rows, cutoff=cutoff, k=k, scale=scale)
 
 
 def _fit(excess: Tensor) -> tuple[float, float]:

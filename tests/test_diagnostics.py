@@ -4,10 +4,13 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from arviz import psislw
 from oracles import LINE, GaussianOracle, MissingMode, chains, gaussian_mixture, propose
 
+from bgwork import figures
 from bgwork.observables import radius_of_gyration
 from bgwork.pareto import truncate
 from bgwork.records import Certificate, Cost, Density, Estimate, WeightedSamples, with_edit
@@ -108,6 +111,22 @@ def test_heavy_tails_are_seen_by_pareto_k():
     diagnosis = diagnose(weighted)
     assert diagnosis.pareto_k > diagnosis.pareto_k_limit == 0.7
     assert any("heavy-tailed weights: Pareto k" in p for p in diagnosis.problems)
+
+
+@pytest.mark.parametrize("std", [0.8, 1.3])
+def test_the_tail_drawn_is_the_one_reported(std):
+    """Pareto smoothing puts the M largest weights on quantiles (i + 1/2) / M of the reported fit: arviz's must lie on the curve drawn."""
+    weighted = good(std=std)
+    diagnosis = diagnose(weighted)
+    weights, curve = figures.weights(weighted, pareto_k=diagnosis.pareto_k, limit=diagnosis.pareto_k_limit).axes[1].lines
+    assert len(weights.get_xdata()) == 2000 and f"k = {diagnosis.pareto_k:.2f}" in curve.get_label()
+    length = math.ceil(3 * math.sqrt(2000))
+    quantile = (np.arange(length) + 0.5) / length
+    smoothed = np.sort(psislw(weighted.log_w.numpy(), normalize=False)[0])[-length:]
+    drawn = np.interp(length / 2000 * (1 - quantile), curve.get_ydata()[::-1], curve.get_xdata()[::-1])
+    expected = np.exp(smoothed - weighted.log_w.logsumexp(0).item()) * 2000
+    below_the_cap = slice(length - 5)  # smoothed weights stop at the largest raw one
+    np.testing.assert_allclose(drawn[below_the_cap], expected[below_the_cap], rtol=1e-3)
 
 
 def test_failed_rows():
