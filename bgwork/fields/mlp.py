@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bgwork.fields.radial import silu_and_slope
+
 FREQUENCIES = 4
 
 
@@ -66,9 +68,3 @@ class MLP(nn.Module):
         t = torch.as_tensor(t, dtype=dtype, device=x.device).expand(len(x))[:, None]
         angles = t * (math.pi * torch.arange(1, FREQUENCIES + 1, dtype=dtype, device=x.device))
         return torch.cat([x.to(dtype).flatten(1) / self.scale, t, torch.sin(angles), torch.cos(angles)], 1)
-
-
-def silu_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
-    """silu(z) = z s(z) and its derivative s + z s (1 - s), s the logistic function."""
-    s = torch.sigmoid(z)
-    return z * s, s * (1 + z * (1 - s))
