@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import QUICK, call
 from toy import Toy, make_toy
 
 torch.set_num_threads(1)
@@ -24,6 +23,8 @@ def toy(tmp_path, monkeypatch) -> Toy:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A working directory in which `bgwork run toy` was called once."""
+    from commands import QUICK, call  # here, since most tests need no command line and its imports take seconds
+
     root = tmp_path_factory.mktemp("finished")
     make_toy(root)
     with contextlib.chdir(root):

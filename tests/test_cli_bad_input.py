@@ -101,6 +101,16 @@ def test_damaged_files(run, damage):
     assert files(run) == before
 
 
+@pytest.mark.parametrize("damage", [truncate, pickle_into])
+def test_resuming_from_a_damaged_checkpoint(toy, damage):
+    command = ("train", "toy", "--data", toy.system / "reference.npz", "--out", "cut")
+    assert call(*command).exit_code == 0
+    damage(Path("cut/checkpoint.safetensors"))
+    before = files(toy.root)
+    refused(call(*command, "--resume"), "checkpoint.safetensors", "not a complete safetensors file")
+    assert files(toy.root) == before
+
+
 def test_samples_without_log_q(toy):
     np.savez("mine.npz", x=np.zeros((5, 1, 2)))
     refused(call("estimate", "mine.npz"), "mine.npz", "log_q")

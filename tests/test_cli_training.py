@@ -55,20 +55,26 @@ def test_interrupted_work_leaves_nothing_half_written(toy, monkeypatch, command)
     assert not files(toy.root / "runs")
 
 
+def start_and_stop(command: list[str], root: Path, stop: signal.Signals) -> tuple[int, str]:
+    """Start a training in its own process group, stop it once it has a checkpoint in cut/; exit code and stderr."""
+    process = subprocess.Popen([*command, "--out", "cut"], stderr=subprocess.PIPE, text=True, cwd=root, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (root / "cut" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, stop)
+    return process.wait(timeout=60), process.stderr.read()
+
+
 @pytest.mark.slow
-def test_ctrl_c_saves_a_checkpoint_and_resume_ends_the_same(toy):
-    data = str(toy.system / "reference.npz")
-    long = ["--data", data, "--set", "training.steps=3000", "--set", "training.checkpoint_every=20"]
-    command = [sys.executable, "-m", "bgwork.cli", "train", "toy", *long]
-    process = subprocess.Popen([*command, "--out", "cut"], stderr=subprocess.PIPE, text=True, cwd=toy.root, start_new_session=True)
-    for _ in range(600):
-        if (toy.root / "cut" / "checkpoint.safetensors").exists():
-            break
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "--resume" in message, message
-    assert not (toy.root / "cut" / "generator.safetensors").exists()
+@pytest.mark.parametrize(("stop", "every", "code"), [(signal.SIGINT, 20, 130), (signal.SIGKILL, 1, -signal.SIGKILL)])
+def test_a_stopped_training_leaves_a_whole_checkpoint_and_resume_ends_the_same(toy, stop, every, code):
+    options = ["--data", str(toy.system / "reference.npz"), "--set", "training.steps=300", "--set", f"training.checkpoint_every={every}"]
+    command = [sys.executable, "-m", "bgwork.cli", "train", "toy", *options]
+    returned, message = start_and_stop(command, toy.root, stop)
+    assert returned == code, message
+    assert stop == signal.SIGKILL or "--resume" in message
+    _, meta = store.load_checkpoint(toy.root / "cut" / "checkpoint.safetensors")
+    assert 0 < meta["progress"]["step"] < 300 and not (toy.root / "cut" / "generator.safetensors").exists()
     for out, extra in (("cut", ["--resume"]), ("whole", [])):
         subprocess.run([*command, "--out", out, *extra], check=True, cwd=toy.root, capture_output=True)
     cut, whole = (store.load_checkpoint(toy.root / out / "generator.safetensors")[0] for out in ("cut", "whole"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 import pytest
 import torch
@@ -121,14 +122,23 @@ def test_saved_data_come_back(run, tmp_path):
     assert all(c["passed"] for c in record["checks"]) and len(record["checks"]) == len(run.checks)
 
 
-def test_interruption_writes_nothing(dw4, tmp_path):
-    def interrupt(done, total, text):
-        if done == 20:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize(("call", "interrupted"), [("replace", 1), ("fsync", 1), ("replace", 2), ("fsync", 2)])
+def test_saving_interrupted_at_either_file_leaves_whole_files_only(run, tmp_path, monkeypatch, call, interrupted):
+    original, calls = getattr(os, call), []
 
+    def interrupt(*arguments):
+        calls.append(arguments)
+        if len(calls) == interrupted:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(f"bgwork.store.os.{call}", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        save(generate(dw4, 3000, seed=0, progress=interrupt), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        save(run, tmp_path)
+    assert len(calls) == interrupted
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"][: interrupted - 1]
+    if interrupted == 2:
+        assert torch.equal(store.load_samples(tmp_path / "samples.npz").x, run.proposal.x)
 
 
 def test_unwritable_folder(run, tmp_path):
