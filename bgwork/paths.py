@@ -20,19 +20,23 @@ class LinearInterpolant:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Training times: uniform on [0, 1], except a share drawn as 1 - U^2, which is denser near the data.
+    """Training times: uniform on [0, 1], except a share drawn as 1 - U^2, denser near the data, and one as U^2, denser near the prior.
+
+    Near the data the energy is steep; near the prior, particles that were drawn close together part, and volumes change most.
 
     Args:
         late: the share drawn as 1 - U^2.
+        early: the share drawn as U^2.
     """
 
     late: float = 0.0
+    early: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.late <= 1:
-            raise ValueError(f"the share of late times must lie in [0, 1], got {self.late}")
+        if min(self.late, self.early) < 0 or self.late + self.early > 1:
+            raise ValueError(f"the shares of late and early times must be positive with a sum of at most 1, got {self.late} and {self.early}")
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         """n times, [n] float64."""
         u, kind = torch.rand(2, n, generator=generator, dtype=torch.float64)
-        return torch.where(kind < self.late, 1 - u * u, u)
+        return torch.where(kind < self.late, 1 - u * u, torch.where(kind > 1 - self.early, u * u, u))

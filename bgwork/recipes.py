@@ -91,11 +91,12 @@ class CouplingSection(Section):
 
 
 class TrainingSection(Section):
-    """[training]; as in `TrainingConfig`, with the batch size, the share of late times, and the generator of the system to start from."""
+    """[training]; as in `TrainingConfig`, with the batch size, the shares of late and early times, and the generator of the system to start from."""
 
     steps: Count
     batch: Count = 256
     late_times: Share = 0.5
+    early_times: Share = 0.0
     initial: str = ""
     learning_rate: Positive = 2e-3
     warmup: Count = 500
@@ -110,7 +111,7 @@ class TrainingSection(Section):
     evaluate_samples: Count = 500
 
     def config(self) -> TrainingConfig:
-        return TrainingConfig(**self.model_dump(exclude={"batch", "late_times", "initial", "evaluate_samples"}))
+        return TrainingConfig(**self.model_dump(exclude={"batch", "late_times", "early_times", "initial", "evaluate_samples"}))
 
 
 class SamplerSection(Section):
@@ -245,7 +246,7 @@ def training_job(
     """
     batches = FlowMatchingData(
         x1=data.float(), prior=system.prior, coupling=recipe.coupling.build(), batch=recipe.training.batch, seed=seed,
-        times=Times(late=recipe.training.late_times))
+        times=Times(late=recipe.training.late_times, early=recipe.training.early_times))
     meta = {
         "system": system.name, "recipe_name": name, "recipe": recipe.model_dump(), "seed": seed, "data": tensor_fingerprint(data),
         "prior_std": system.prior.std, "commit": commit(), "versions": versions()}

@@ -184,5 +184,8 @@ def test_late_times_have_the_mean_of_their_mixture():
     t = Times(late=0.5).sample(40_000, generator=torch.Generator().manual_seed(0))
     mean, std = 0.5 * (1 / 2 + 2 / 3), t.std().item()  # E[1 - U^2] = 2/3
     assert abs(t.mean().item() - mean) < 4 * std / 200
+    t = Times(late=0.25, early=0.5).sample(40_000, generator=torch.Generator().manual_seed(0))
+    mean, std = 0.25 * (2 / 3 + 1 / 2) + 0.5 / 3, t.std().item()
+    assert abs(t.mean().item() - mean) < 4 * std / 200
     with pytest.raises(ValueError, match="share"):
         Times(late=1.5)
