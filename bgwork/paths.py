@@ -34,7 +34,7 @@ class Times:
 
     def __post_init__(self) -> None:
         if min(self.late, self.early) < 0 or self.late + self.early > 1:
-            raise ValueError(f"the shares of late and early times must be positive with a sum of at most 1, got {self.late} and {self.early}")
+            raise ValueError(f"the shares of late and early times must be positive and sum to at most 1, got {self.late}, {self.early}")
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         """n times, [n] float64."""

@@ -91,7 +91,7 @@ class CouplingSection(Section):
 
 
 class TrainingSection(Section):
-    """[training]; as in `TrainingConfig`, with the batch size, the shares of late and early times, and the generator of the system to start from."""
+    """[training]; as in `TrainingConfig`, with batch size, shares of late and early times, and the system's generator to start from."""
 
     steps: Count
     batch: Count = 256

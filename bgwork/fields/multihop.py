@@ -42,7 +42,7 @@ class MultiHopConfig:
         hops: number of hops (1, 2, 3).
         node_hidden: hidden width of the node networks.
         n_basis, r_max: radial Gaussians on [0, r_max] (length unit of the system).
-        softening: length below which distances and directions are smoothed; about a quarter of the shortest distances in the data.
+        softening: length below which distances and directions are smoothed.
     """
 
     hidden: int = 64

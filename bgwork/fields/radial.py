@@ -1,7 +1,6 @@
 """Smooth radial features and time features, with the slopes that closed-form Jacobians need.
 
-Distances are softened, dist = sqrt(r^2 + s^2), so that every feature is smooth where two particles overlap, which prior draws do. With a
-sharp direction (s = 0.01) their paths carried most of the variance of the log-weights. With u = r_vec / dist,
+Distances are softened, dist = sqrt(r^2 + s^2), so that every feature is smooth where two particles overlap. With u = r_vec / dist,
     d dist / d x_i = u_ij,    d u_a / d x_ie = (delta_ae - u_a u_e) / dist    for r_vec = x_i - x_j.
 """
 
