@@ -1,6 +1,6 @@
 """Command line: what each command is called and takes; the work is in `bgwork.workflow`.
 
-Wrong input (any ValueError) ends with one line on stderr and exit code 2, Ctrl-C with 130.
+Wrong input (any ValueError) ends with a message on stderr, naming the remedy, and exit code 2, Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bgwork.system import list_systems, load_system
 
 
 class Commands(TyperGroup):
-    """Turns what a person can mend into one line and an exit code."""
+    """Turns what a person can mend into a message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

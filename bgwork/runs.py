@@ -164,7 +164,7 @@ def finish(run: Run, samples: Proposal | WeightedSamples, *, accept: Collection[
         return samples
     if not samples.density.trusted and samples.density not in accept:
         raise RunError(f"the density is {samples.density.value}, so these samples have no proper weights ({samples.note}); try more "
-                       f"--steps, or --accept {samples.density.value} to weigh {run.samples} nevertheless, which every figure will say")
+                       f"--steps, or --accept {samples.density.value} to weigh {run.samples} nevertheless, an edit named in the report")
     weighted = weigh(samples, run.system.target, accept=accept)
     store.save_samples(run.samples, weighted)
     return weighted

@@ -1,4 +1,4 @@
-"""Wrong input to the commands ends with one line on stderr and exit code 2, and leaves every file as it was."""
+"""Wrong input to the commands ends with a message on stderr and exit code 2, and leaves every file as it was."""
 
 from __future__ import annotations
 
