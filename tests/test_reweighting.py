@@ -7,7 +7,8 @@ import pytest
 import torch
 from oracles import LINE, GaussianOracle, MissingMode, binomial_bounds, chains, double_well, gaussian_mixture, propose
 
-from bgwork.records import Density, Estimate, WeightedSamples
+from bgwork.priors import Gaussian
+from bgwork.records import Density, Estimate, Origin, Proposal, WeightedSamples
 from bgwork.reweighting import ess, expectation, log_z, max_weight, negative_mass, normalised_weights, resample, weigh
 from bgwork.spaces import Euclidean, MeanFree
 
@@ -40,6 +41,33 @@ def test_wrong_scale_is_reweighted_to_known_answers(space):
     assert abs(expectation(weighted, square).z(Estimate(value=target.mean_square, stderr=0.0))) < 4
     assert abs(ess(weighted).z(Estimate(value=target.ess_from(1.25), stderr=0.0))) < 4
     assert log_z(weighted).stderr < 0.01
+
+
+def two_step_chain(space: Euclidean | MeanFree, n: int, *, backward: list[tuple[float, float]]) -> Proposal:
+    """x0 ~ N(0, 1), x' ~ N(0.8 x, 0.7^2) twice; log q = log p0 + sum log q - sum log r with backward kernels N(b x', r^2)."""
+    generator, noise = torch.Generator().manual_seed(0), Gaussian(space=space, std=0.7)
+    x = Gaussian(space=space).sample(n, generator=generator)
+    log_q = Gaussian(space=space).log_prob(x)
+    for b, r in backward:
+        after = 0.8 * x + noise.sample(n, generator=generator)
+        log_q = log_q + noise.log_prob(after - 0.8 * x) - Gaussian(space=space, std=r).log_prob(x - b * after)
+        x = after
+    return Proposal(x=x, log_q=log_q, space=space, density=Density.PATH, origin=Origin(method="chain", system="oracle", seed=0))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_path_weights_are_proper_whatever_the_backward_kernels(space):
+    target, variance, reverse = GaussianOracle(space=space, offset=-3.0), [1.0], []
+    for _ in range(2):  # the chain's own time reversal: all weights come from its end alone
+        variance.append(0.8**2 * variance[-1] + 0.7**2)
+        reverse.append((0.8 * variance[-2] / variance[-1], 0.7 * math.sqrt(variance[-2] / variance[-1])))
+    right, wrong = (weigh(two_step_chain(space, 20_000, backward=r), target) for r in (reverse, [(0.5, 0.6), (0.9, 0.65)]))
+    marginal = GaussianOracle(space=space, std=math.sqrt(variance[-1]))
+    torch.testing.assert_close(right.proposal.log_q, marginal.log_prob(right.x), rtol=0, atol=1e-10)
+    for weighted in (right, wrong):
+        assert abs(log_z(weighted).z(Estimate(value=target.log_z, stderr=0.0))) < 4 and log_z(weighted).stderr < 0.05
+        assert abs(expectation(weighted, square).z(Estimate(value=target.mean_square, stderr=0.0))) < 4
+    assert ess(wrong).value < 0.7 * ess(right).value
 
 
 def test_double_well_from_a_broad_gaussian():
