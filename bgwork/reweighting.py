@@ -32,7 +32,7 @@ def weigh(proposal: Proposal, target: Target, *, accept: Collection[Density] = (
     Returns:
         The weighted samples; energy evaluations and seconds are added to the cost.
     Raises:
-        ValueError: no samples, another space than the target's, an improper density that is not in `accept`, or an infinite weight.
+        ValueError: no samples, another space than the target's, an improper density that is not in `accept`.
     """
     if len(proposal) == 0:
         raise ValueError("no samples to weigh (n = 0); draw at least one")
@@ -47,7 +47,6 @@ def weigh(proposal: Proposal, target: Target, *, accept: Collection[Density] = (
             u[rows] = target.u(proposal.x[rows])
     cost = Cost(energy=target.n_energy - before, seconds=time.perf_counter() - start)
     weighted = WeightedSamples(proposal=replace(proposal, cost=proposal.cost + cost), u=u, target=target.name)
-    _refuse_infinite(weighted)
     return weighted
 
 
@@ -55,9 +54,8 @@ def normalised_weights(weighted: WeightedSamples) -> Tensor:
     """Weights p_i = w_i / sum_j w_j, [N], summing to one.
 
     Raises:
-        ValueError: if there are no samples, all weights are zero, or one is infinite.
+        ValueError: if there are no samples or all weights are zero.
     """
-    _refuse_infinite(weighted)
     if len(weighted) == 0:
         raise ValueError("no samples (n = 0): nothing can be estimated; draw at least one")
     log_w = weighted.log_w
@@ -213,13 +211,6 @@ def _admit(proposal: Proposal, accept: Collection[Density]) -> Proposal:
         raise ValueError(f"{name} samples have no proper weights; sample with an exact density, or pass "
                          f"accept=[Density.{name.upper()}] and every figure will say so")
     return with_edit(proposal, f"accepted {name} density")
-
-
-def _refuse_infinite(weighted: WeightedSamples) -> None:
-    infinite = int((weighted.log_w == math.inf).sum())
-    if infinite:
-        raise ValueError(f"{infinite} of {len(weighted)} weights are infinite (u = -inf or log q = -inf); "
-                         "check the target's energy and the density")
 
 
 def _ess_of_totals(totals: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import math
 import pickle
 import subprocess
 import sys
-import time
 
 import openmm
 import pytest
@@ -167,29 +166,3 @@ def virtual_site():
 def test_systems_that_cannot_be_targets(system, options, message):
     with pytest.raises(OpenMMError, match=message):
         OpenMMTarget(system, **{"space": MeanFree(n=3, d=3), "kT": 1.0, **options})
-
-
-def raw_loop(system, x):
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
-    energies = []
-    for positions in x.numpy():
-        context.setPositions(positions)
-        state = context.getState(energy=True, forces=True)
-        energies.append(state.getPotentialEnergy().value_in_unit(openmm.unit.kilojoule_per_mole))
-        state.getForces(asNumpy=True).value_in_unit(openmm.unit.kilojoule_per_mole / openmm.unit.nanometer)
-    return energies
-
-
-def test_as_fast_as_a_raw_loop():
-    """The best of several tries each; a fifth of slack for other processes on the machine."""
-    target, x = lj_target(13), clusters(13, 500)
-
-    def best(f):
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            f()
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    assert best(lambda: target.u_and_grad(x)) < 1.2 * best(lambda: raw_loop(lennard_jones_system(13), x))
