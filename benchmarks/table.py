@@ -27,7 +27,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     stderr = "" if row["stderr"] is None else f" +- {row['stderr']:.2g}"
     ours = "" if row["value"] is None else f"{row['value']:.5g}{stderr}"
     shown = {**row, "ours": ours, "commit": row["commit"][:7] + ("+" if row["commit"].endswith("+changes") else "")}
-    return ["" if shown[name] is None else str(shown[name]).replace("|", "\\|") for name in COLUMNS]
+    return ["" if shown[name] is None else str(shown[name]).replace("|", "\\|").replace("<", "&lt;") for name in COLUMNS]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
