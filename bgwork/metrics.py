@@ -43,7 +43,7 @@ def geometric_w2(a: Tensor, b: Tensor) -> float:
     """2-Wasserstein distance between two sets of clusters of identical particles, modulo permutation, rotation and reflection.
 
     The cost of a pair is `aligned_square_distance`: exact for up to four particles, beyond that the best of
-    several local minima, an upper bound (0.6 ms a pair at 13 particles).
+    several local minima, an upper bound.
 
     Args:
         a, b: mean-free configurations [N, n, d], equal in number.

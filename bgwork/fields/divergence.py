@@ -1,7 +1,7 @@
 """Divergence and Jacobian of any velocity field: exact by batched forward mode, or estimated with random probes.
 
-For a field without a closed form the exact divergence of nd coordinates costs about nd tangents (measured: 35 to 670 forward passes for
-13 to 55 particles); that is what fields like `bgwork.fields.multihop` avoid.
+For a field without a closed form the exact divergence of nd coordinates costs about nd tangents
+(benchmarks/field_cost.py); that is what fields like `bgwork.fields.multihop` avoid.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# exp(-45) = 3e-20 is lost in float32 sums, while smaller Gaussians would become denormal and halve the speed of every product
+# exp(-45) = 3e-20 is lost in float32 sums, while smaller Gaussians would become denormal and slow every product down
 LARGEST_EXPONENT = 45.0
 FLOOR = math.exp(-LARGEST_EXPONENT)
 

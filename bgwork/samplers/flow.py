@@ -35,7 +35,7 @@ class Pushed:
         log_det: sum_k log|det DT_k| [B].
         sign: product of the determinants' signs [B].
         folded: [B] bool, some det DT_k is zero, negative or not finite.
-        smallest_singular: smallest singular value over the steps [B] (svdvals of 39 x 39: 0.1 ms, against about 2 ms for the Jacobian).
+        smallest_singular: smallest singular value over the steps [B].
     """
 
     x: Tensor

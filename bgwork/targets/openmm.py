@@ -158,7 +158,7 @@ def lennard_jones_system(n: int, *, depth: float = 2.0, r_min: float = 1.0, trap
         u(x) = sum_{i<j} depth (r_min/r)^6 ((r_min/r)^6 - 2) + trap r^2 / 2n
 
     The trap is a pair term because sum_{i<j} r_ij^2 = n sum_i |x_i - xbar|^2. A CustomBondForce over all pairs is, on the Reference
-    platform, seven times faster at n = 13 than the CustomNonbondedForce with the same expression.
+    platform, faster than the CustomNonbondedForce with the same expression.
 
     Args:
         n: number of particles.
