@@ -18,7 +18,7 @@ from rows import Row, estimate_row, publish
 
 from bgwork import store
 from bgwork.generators import load_generator
-from bgwork.recipes import load_recipe, training_job
+from bgwork.recipes import Request, load_recipe
 from bgwork.records import Density
 from bgwork.reweighting import ess, log_z, weigh
 from bgwork.samplers.ode import AdaptiveFlow
@@ -41,7 +41,7 @@ def measure(system: System, name: str, x: torch.Tensor, options: argparse.Namesp
     settings = [f"coupling.kind={kind}", f"coupling.group={group}", f"training.steps={options.steps}", "training.evaluate_every=0",
                 "training.compiled=false", "training.bfloat16=0", f"training.checkpoint_every={options.steps}"]
     recipe = load_recipe(system, "eqot-fm", overrides=settings)
-    job = training_job(system, recipe, name=name, folder=folder, data=x, seed=options.seed)
+    job = recipe.job(Request(system=system, name=name, folder=folder, data=x, seed=options.seed))
     length, length_error = path_length(job)
     state = train(job, resume=False)
     flow = load_generator(job.generator, system=system)

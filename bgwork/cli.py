@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from bgwork import terminal, workflow
-from bgwork.recipes import default_recipe
+from bgwork.recipes import DEFAULT, default_recipe
 from bgwork.records import Density
 from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system
@@ -48,7 +48,10 @@ Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/SYSTEM/NAME")]
 Integrator = Annotated[str | None, typer.Option(help="euler, midpoint, heun, rk4, or dopri5 (adaptive).", show_default=OWN)]
 Steps = Annotated[int | None, typer.Option(help="Steps of the fixed grid; midpoint makes two evaluations in each.", show_default=OWN)]
-DensityKind = Annotated[str, typer.Option("--density", help="executed (of the very map that was run) or continuous (divergence integral).")]
+Weights = Annotated[str | None, typer.Option(
+    help="density (exact, of the very map that was run), continuous (divergence integral) or path (of the kernels that were run).",
+    show_default=OWN)]
+Recipe = Annotated[str, typer.Option(help="Which of a system's shipped generators, by recipe (see `bgwork systems`).")]
 Accept = Annotated[list[Density] | None, typer.Option(help="Weigh samples of this density although it is improper; recorded as an edit.")]
 OtherSystem = Annotated[str | None, typer.Option("--system", help="System, where it is not the one that the samples name.")]
 
@@ -101,16 +104,16 @@ def train(
 
 @app.command()
 def sample(
-    source: Source, n: N = 2000, seed: Seed = 0, integrator: Integrator = None, steps: Steps = None, density: DensityKind = "executed",
-    accept: Accept = None, out: Out = None,
+    source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = DEFAULT, integrator: Integrator = None, steps: Steps = None,
+    weights: Weights = None, accept: Accept = None, out: Out = None,
 ) -> None:
     """Draw samples with their log-density, evaluate their energies, and store both.
 
     Examples: `bgwork sample lj13 -n 10000`, `bgwork sample runs/dw4/eqot-fm-0 --integrator rk4 --steps 8`,
-    `bgwork sample dw4 --integrator dopri5 --density continuous --out runs/dw4/dopri5`
+    `bgwork sample dw4 --integrator dopri5 --weights continuous --out runs/dw4/dopri5`
     """
-    settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, density=density)
-    workflow.sample(find_run(source, settings, folder=out), accept=accept or ())
+    settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights)
+    workflow.sample(find_run(source, settings, recipe=recipe, folder=out), accept=accept or ())
 
 
 @app.command()
@@ -140,8 +143,8 @@ def report(
 
 @app.command(name="run")
 def run_everything(
-    source: Source, n: N = 2000, seed: Seed = 0, integrator: Integrator = None, steps: Steps = None, density: DensityKind = "executed",
-    accept: Accept = None, out: Out = None,
+    source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = DEFAULT, integrator: Integrator = None, steps: Steps = None,
+    weights: Weights = None, accept: Accept = None, out: Out = None,
 ) -> None:
     """All of it: generator, samples, weights, diagnosis, report; what exists already is kept and said so.
 
@@ -149,8 +152,8 @@ def run_everything(
 
     Examples: `bgwork run lj13`, `bgwork run runs/dw4/eqot-fm-0 -n 10000`
     """
-    settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, density=density)
-    run = find_run(workflow.with_generator(source), settings, folder=out)
+    settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights)
+    run = find_run(workflow.with_generator(source), settings, recipe=recipe, folder=out)
     workflow.sample(run, accept=accept or ())
     workflow.evaluate_held_out(run)
     workflow.keep_or_write_report(run)

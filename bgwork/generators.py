@@ -1,4 +1,4 @@
-"""Generators: files of averaged weights with their recipe, shipped with a system or trained by the user, as ready flows."""
+"""Generators: files of averaged weights with their recipe, shipped with a system or trained by the user, as ready samplers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 from bgwork import store
 from bgwork.priors import Gaussian
+from bgwork.protocols import Sampler
 from bgwork.provenance import file_fingerprint
-from bgwork.recipes import DEFAULT, build_field, parse_recipe
+from bgwork.recipes import DEFAULT, Recipe, Trained, initial_network, parse_recipe
 from bgwork.records import Origin
-from bgwork.samplers.flow import Flow
 from bgwork.system import System, load_system, reference_samples
 
 ROUND_TRIP = 32  # reference configurations that each certificate sends through the inverse map
@@ -44,8 +44,8 @@ def generator_path(name_or_path: str | Path, *, recipe: str = DEFAULT) -> Path:
     raise GeneratorError(f"{system.name} has no generator {recipe!r} (it has: {has}); `bgwork train {system.name}` makes one")
 
 
-def load_generator(name_or_path: str | Path, *, recipe: str = DEFAULT, system: System | None = None) -> Flow:
-    """A trained generator as a flow on its recipe's grid.
+def load_generator(name_or_path: str | Path, *, recipe: str = DEFAULT, system: System | None = None) -> Sampler:
+    """A trained generator as the sampler that its recipe makes of it: a flow on the recipe's grid, a flow map, a diffusion, ...
 
     Args:
         name_or_path: a system's name (its shipped generator), a .safetensors file or a training run's folder.
@@ -60,7 +60,12 @@ def load_generator(name_or_path: str | Path, *, recipe: str = DEFAULT, system: S
         >>> flow.sample(4, generator=torch.Generator().manual_seed(0)).x.shape
         torch.Size([4, 4, 2])
     """
-    path = generator_path(name_or_path, recipe=recipe)
+    made_by, trained = load_trained(generator_path(name_or_path, recipe=recipe), system=system)
+    return made_by.sampler_of(trained, made_by.default_choice())
+
+
+def load_trained(path: Path, *, system: System | None = None) -> tuple[Recipe, Trained]:
+    """The recipe and the trained network in a generator's file; raises as `load_generator`."""
     tensors, meta = store.load_checkpoint(path)
     lacking = {"kind", "system", "recipe_name", "recipe", "prior_std", "commit"} - meta.keys()
     if meta.get("kind") != "generator" or lacking:
@@ -68,7 +73,10 @@ def load_generator(name_or_path: str | Path, *, recipe: str = DEFAULT, system: S
     system = system or load_system(meta["system"])
     if system.name != meta["system"]:
         raise GeneratorError(f"{path} was trained for {meta['system']}, not for {system.name}; give a generator of {system.name}")
-    return _build(path, tensors, meta, system)
+    recipe = parse_recipe(meta["recipe"], source=f"the recipe in {path}")
+    return recipe, Trained(
+        network=_network(path, recipe, tensors, system), system=system, prior=Gaussian(space=system.space, std=meta["prior_std"]),
+        origin=_origin(path, meta), round_trip=round_trip_set(system))
 
 
 def round_trip_set(system: System) -> torch.Tensor | None:
@@ -79,14 +87,16 @@ def round_trip_set(system: System) -> torch.Tensor | None:
     return x[torch.linspace(0, len(x) - 1, ROUND_TRIP).round().long()]
 
 
-def _build(path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any], system: System) -> Flow:
-    recipe = parse_recipe(meta["recipe"], source=f"the recipe in {path}")
-    field = build_field(recipe, system.space, seed=0)
-    missing, unexpected = field.load_state_dict(tensors, strict=False)
-    lacking = set(missing) & {name for name, _ in field.named_parameters()}
+def _network(path: Path, recipe: Recipe, tensors: dict[str, torch.Tensor], system: System) -> torch.nn.Module:
+    network = initial_network(recipe, system.space, seed=0)
+    missing, unexpected = network.load_state_dict(tensors, strict=False)
+    lacking = set(missing) & {name for name, _ in network.named_parameters()}
     if lacking or unexpected:
         found = f"{len(lacking)} weights missing, {len(unexpected)} unknown"
         raise GeneratorError(f"{path} does not fit its recipe: {found}; it was damaged or edited")
-    origin = Origin(method=f"flow {meta['recipe_name']}", system=system.name, config_hash=file_fingerprint(path), commit=meta["commit"])
-    prior = Gaussian(space=system.space, std=meta["prior_std"])
-    return Flow(prior=prior, field=field.eval(), origin=origin, grid=recipe.sampler.build(), round_trip=round_trip_set(system))
+    return network.eval()
+
+
+def _origin(path: Path, meta: dict[str, Any]) -> Origin:
+    kind = {"flow-matching": "flow"}.get(meta["recipe"]["objective"], meta["recipe"]["objective"])
+    return Origin(method=f"{kind} {meta['recipe_name']}", system=meta["system"], config_hash=file_fingerprint(path), commit=meta["commit"])

@@ -20,20 +20,20 @@ import tomli_w
 import torch
 
 from bgwork import store
-from bgwork.generators import generator_path, load_generator
+from bgwork.generators import generator_path, load_trained
+from bgwork.protocols import HasLogProb, Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, versions
+from bgwork.recipes import DEFAULT, Choice, Recipe, Trained
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.report import REFERENCE_FILE, HeldOut
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
-from bgwork.samplers.flow import Flow
-from bgwork.samplers.integrators import TABLEAUS, Grid
-from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
+from bgwork.samplers.integrators import TABLEAUS
 from bgwork.system import System, load_system, reference_samples
 
 RUNS = Path("runs")
 SAMPLES_FILE, HELD_OUT_FILE, SETTINGS_FILE = "samples.npz", "held_out.safetensors", "sampling.toml"
-DENSITIES = ("executed", "continuous")
+WEIGHTS = ("density", "continuous", "path")
 HELD_OUT = 400  # reference samples, spread evenly over all of them, at which the generator's density is evaluated, for forward ESS and BAR
 
 Note = Callable[[str], None]
@@ -51,15 +51,16 @@ class SampleSettings:
         n: number of samples.
         seed: of the prior draws.
         integrator: euler, midpoint, heun, rk4 on a fixed grid, or dopri5 (adaptive); by default the generator's own.
-        steps: of the fixed grid; by default the generator's own.
-        density: executed (the exact density of the map that was run) or continuous (divergence integral, the only one for dopri5).
+        steps: of the sampler; by default the generator's own.
+        weights: "density" (exact, of the map that was run), "continuous" (divergence integral, the only one for dopri5) or "path" (of
+            the kernels that were run); by default the generator's own.
     """
 
     n: int = 2000
     seed: int = 0
     integrator: str | None = None
     steps: int | None = None
-    density: str = "executed"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -68,18 +69,29 @@ class SampleSettings:
             raise RunError(f"the number of steps must be positive, got {self.steps}")
         if self.integrator not in (*TABLEAUS, "dopri5", None):
             raise RunError(f"unknown integrator {self.integrator!r}; choose one of {', '.join(TABLEAUS)}, dopri5")
-        if self.density not in DENSITIES:
-            raise RunError(f"unknown density {self.density!r}; choose one of {', '.join(DENSITIES)}")
-        if self.integrator == "dopri5" and self.density == "executed":
-            raise RunError("an adaptive solver has no executed map to take the determinant of; add --density continuous")
+        if self.weights not in (*WEIGHTS, None):
+            raise RunError(f"unknown weights {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
+        if self.integrator == "dopri5" and self.weights != "continuous":
+            raise RunError("an adaptive solver has no executed map to take the determinant of; add --weights continuous")
         if self.integrator == "dopri5" and self.steps is not None:
             raise RunError(f"dopri5 chooses its own steps, so {self.steps} of them cannot be asked for; leave out --steps")
 
-    def on(self, grid: Grid) -> SampleSettings:
-        """The same with what was left open taken from a generator's own grid."""
+    def on(self, recipe: Recipe) -> SampleSettings:
+        """The same with what was left open taken from a generator's recipe.
+
+        Raises:
+            RunError: if its samplers cannot do what is asked for.
+        """
+        own = recipe.default_choice()
+        if self.weights not in (*recipe.weights, None):
+            raise RunError(f"a generator by {recipe.objective} has weights {', '.join(recipe.weights)}, not {self.weights!r}")
+        if self.integrator not in (*recipe.integrators, None):
+            has = ", ".join(recipe.integrators) or "none"
+            raise RunError(f"a generator by {recipe.objective} has integrators {has}, not {self.integrator!r}; leave out --integrator")
         if self.integrator == "dopri5":
             return self
-        return replace(self, integrator=self.integrator or grid.integrator, steps=self.steps or grid.steps)
+        open_keys = {key: getattr(own, key) for key in ("integrator", "steps", "weights") if getattr(self, key) is None}
+        return replace(self, **open_keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +101,16 @@ class Run:
     Attributes:
         folder: runs/<system>/<name>.
         system: what is sampled.
-        flow: the generator.
+        recipe: that the generator was trained with.
+        trained: its network.
         generator: its file.
         settings: of the sampling.
     """
 
     folder: Path
     system: System
-    flow: Flow
+    recipe: Recipe
+    trained: Trained
     generator: Path
     settings: SampleSettings
 
@@ -112,36 +126,33 @@ class Run:
     def fingerprint(self) -> str:
         """Of the generator's file, the settings and the system's definition."""
         system = file_fingerprint(self.system.path / "system.toml")
-        return fingerprint(asdict(self.settings) | {"generator": self.flow.origin.config_hash, "system": system})
+        return fingerprint(asdict(self.settings) | {"generator": self.trained.origin.config_hash, "system": system})
 
-    def sampler(self, on_batch: Progress) -> Flow | ContinuousFlow | AdaptiveFlow:
-        """The generator's field behind the integrator and density asked for."""
-        origin = replace(self.flow.origin, config_hash=self.fingerprint, seed=self.settings.seed)
-        parts = {"prior": self.flow.prior, "field": self.flow.field, "origin": origin, "on_batch": on_batch}
-        if self.settings.integrator == "dopri5":
-            return AdaptiveFlow(**parts)
-        grid = Grid(integrator=self.settings.integrator, steps=self.settings.steps)
-        if self.settings.density == "continuous":
-            return ContinuousFlow(**parts, grid=grid)
-        return Flow(**parts, grid=grid, round_trip=self.flow.round_trip)
+    def sampler(self, on_batch: Progress) -> Sampler:
+        """The generator behind the integrator, steps and weights asked for."""
+        asked = self.settings
+        origin = replace(self.trained.origin, config_hash=self.fingerprint, seed=asked.seed)
+        choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights, on_batch=on_batch)
+        return self.recipe.sampler_of(replace(self.trained, origin=origin), choice)
 
 
-def find_run(name_or_path: str, settings: SampleSettings, *, folder: Path | None) -> Run:
+def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str = DEFAULT, folder: Path | None) -> Run:
     """The run of a system's shipped generator, of a folder that `bgwork train` filled, or of a generator's file.
 
     Args:
         name_or_path: a system's name or folder, a run's folder, or a .safetensors file.
         settings: of the sampling.
+        recipe: which of a system's shipped generators.
         folder: where results go; by default the run's own folder, or runs/<system>/shipped.
     """
-    path = generator_path(name_or_path)
+    path = generator_path(name_or_path, recipe=recipe)
     if path.parent.name == "generators":
         system = load_system(path.parent.parent)
-        flow, own = load_generator(path, system=system), RUNS / system.name / "shipped"
+        recipe, trained = load_trained(path, system=system)
+        own = RUNS / system.name / ("shipped" if path.stem == DEFAULT else path.stem)
     else:
-        flow, own = load_generator(path), path.parent
-        system = load_system(flow.origin.system)
-    return Run(folder=folder or own, system=system, flow=flow, generator=path, settings=settings.on(flow.grid))
+        (recipe, trained), own = load_trained(path), path.parent
+    return Run(folder=folder or own, system=trained.system, recipe=recipe, trained=trained, generator=path, settings=settings.on(recipe))
 
 
 def draw(run: Run, *, progress: Progress, note: Note) -> Proposal | WeightedSamples:
@@ -177,9 +188,13 @@ def evaluate_held_out(run: Run, *, progress: Progress, note: Note) -> None:
     if held_out_density(run.folder, run.system, made_with=run.fingerprint) is not None:
         note(f"density at the reference samples exists and is kept: {run.held_out}")
         return
+    sampler = run.sampler(progress)
+    if not isinstance(sampler, HasLogProb):
+        note(f"no density at reference samples: {run.settings.weights} weights belong to samples, not to configurations")
+        return
     x = reference_samples(run.system).x
     rows = torch.linspace(0, len(x) - 1, min(HELD_OUT, len(x)), dtype=torch.float64).round().long()
-    log_q = run.sampler(progress).log_prob(x[rows])
+    log_q = sampler.log_prob(x[rows])
     meta = {"fingerprint": run.fingerprint, "reference": file_fingerprint(run.system.path / REFERENCE_FILE), "system": run.system.name}
     store.save_checkpoint(run.held_out, {"log_q": log_q, "rows": rows}, meta)
 

@@ -13,7 +13,7 @@ from bgwork import runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.generators import shipped_generators
 from bgwork.pareto import pareto_k, pareto_limit
-from bgwork.recipes import default_recipe, list_recipes, load_recipe, training_job
+from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe
 from bgwork.records import Density, WeightedSamples
 from bgwork.report import Report, average_all, kept_report, write_report
 from bgwork.reweighting import ess, log_z, max_weight
@@ -108,12 +108,13 @@ def train(training: Training, *, resume: bool) -> None:
     """
     system, folder = training.system, training.folder
     recipe = load_recipe(system, training.recipe, overrides=training.overrides)
-    x = training.configurations()
+    x = training.configurations() if recipe.needs_data else None
     with terminal.progress(f"Training {system.name}") as tick:
-        job = training_job(system, recipe, name=training.name, folder=folder, data=x, seed=training.seed,
-                           on_log=follow(tick, recipe.training.steps))
+        job = recipe.job(Request(system=system, name=training.name, folder=folder, seed=training.seed, data=x,
+                                 on_log=follow(tick, recipe.training.steps)))
         if not resume and not job.checkpoint.exists():
-            runs.write_recipe(folder, recipe.model_dump(), {"seed": training.seed, "data": training.source, **runs.provenance()})
+            source = {"data": training.source} if recipe.needs_data else {}
+            runs.write_recipe(folder, recipe.model_dump(), {"seed": training.seed, **source, **runs.provenance()})
         try:
             loop.train(job, resume=resume)
         except KeyboardInterrupt:
@@ -143,7 +144,7 @@ def with_generator(source: str) -> str:
         return source
     training = Training(system=system, recipe=default_recipe(system))
     recipe = load_recipe(system, training.recipe)  # before any work: without a recipe nothing can be trained
-    if not training.source.exists():
+    if recipe.needs_data and not training.source.exists():
         reference(system, system.reference.chains * system.reference.draws, seed=0)
     if (training.folder / "generator.safetensors").exists():
         terminal.note(f"generator exists and is kept: {training.folder}")

@@ -99,8 +99,8 @@ def test_tables_show_weights_density_certificate_and_edits(run):
 
 @pytest.mark.parametrize(("options", "density"), [
     (("--integrator", "euler", "--steps", "3"), "exact"),
-    (("--integrator", "rk4", "--steps", "2", "--density", "continuous"), "continuous"),
-    (("--integrator", "dopri5", "--density", "continuous"), "continuous"),
+    (("--integrator", "rk4", "--steps", "2", "--weights", "continuous"), "continuous"),
+    (("--integrator", "dopri5", "--weights", "continuous"), "continuous"),
 ])
 def test_sample_with_every_density(toy, options, density):
     result = call("sample", "toy", *QUICK, *options, "--out", "here")

@@ -30,9 +30,9 @@ def test_no_samples(toy, command, n):
 
 @pytest.mark.parametrize(("options", "words"), [
     (("--integrator", "leapfrog"), ("leapfrog", "midpoint")),
-    (("--integrator", "dopri5"), ("--density continuous",)),
-    (("--integrator", "dopri5", "--density", "continuous", "--steps", "8"), ("dopri5", "leave out --steps")),
-    (("--density", "guessed"), ("guessed", "executed")),
+    (("--integrator", "dopri5"), ("--weights continuous",)),
+    (("--integrator", "dopri5", "--weights", "continuous", "--steps", "8"), ("dopri5", "leave out --steps")),
+    (("--weights", "guessed"), ("guessed", "density")),
     (("--steps", "0"), ("steps", "0")),
     (("--steps", "many"), ("--steps", "integer")),
     (("--accept", "nothing"), ("nothing",)),

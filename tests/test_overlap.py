@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bgwork.observables import OBSERVABLES
-from bgwork.recipes import build_field, default_recipe, load_recipe
+from bgwork.recipes import default_recipe, initial_network, load_recipe
 from bgwork.records import Density, Origin, Proposal
 from bgwork.reweighting import ess, weigh
 from bgwork.samplers.flow import Flow
@@ -25,7 +25,7 @@ def overlapping(system: System) -> torch.Tensor:
 
 def random_flow(system: System) -> Flow:
     """The system's own kind of field with random weights, none of them zero."""
-    field = build_field(load_recipe(system, default_recipe(system)), system.space, seed=0)
+    field = initial_network(load_recipe(system, default_recipe(system)), system.space, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in field.parameters():

@@ -10,7 +10,7 @@ from bgwork.couplings import EquivariantOptimalTransport, Independent, OptimalTr
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.multihop import MultiHop
 from bgwork.generators import load_generator
-from bgwork.recipes import RecipeError, build_field, list_recipes, load_recipe, parse_recipe, save_recipe, training_job
+from bgwork.recipes import RecipeError, Request, initial_network, list_recipes, load_recipe, parse_recipe, save_recipe
 from bgwork.spaces import MeanFree
 from bgwork.system import list_systems, load_system
 
@@ -25,7 +25,7 @@ def recipe(**tables):
 def test_every_shipped_recipe_builds_its_field():
     for system in map(load_system, list_systems()):
         for name in list_recipes(system):
-            field = build_field(load_recipe(system, name), system.space, seed=0)
+            field = initial_network(load_recipe(system, name), system.space, seed=0)
             x = system.prior.sample(2, generator=torch.Generator().manual_seed(0))
             assert field(torch.tensor(0.5), x).shape == x.shape
 
@@ -33,14 +33,14 @@ def test_every_shipped_recipe_builds_its_field():
 def test_overrides_reach_the_job(toy):
     system = load_system(toy.system)
     changed = load_recipe(system, overrides=["training.steps=7", "coupling.kind=ot", "field.hidden=5"])
-    job = training_job(system, changed, name="eqot-fm", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=3)
+    job = changed.job(Request(system=system, name="eqot-fm", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=3))
     assert (job.config.steps, changed.field.hidden) == (7, 5)
     assert isinstance(job.data.coupling, OptimalTransport)
     assert job.meta["recipe"]["training"]["steps"] == 7
 
 
 @pytest.mark.parametrize(("override", "names"), [
-    ("training.step=7", "steps, batch"), ("field.width=7", "hidden, depth"), ("optimizer=adam", "objective, description"),
+    ("training.step=7", "steps, learning_rate.*batch"), ("field.width=7", "hidden, depth"), ("optimizer=adam", "objective, description"),
     ("training.steps=many", "training.steps"), ("training.steps=0", "greater than or equal to 1"),
     ("training.steps", "table.key=value"), ("coupling.kind=sinkhorn", "'independent', 'ot' or 'equivariant-ot'"),
     ("objective.kind=x", "objective"), ("training.steps=2.5", "integer")])
@@ -85,15 +85,15 @@ def test_sections_build_what_they_name():
 def test_training_can_start_from_a_generator_of_the_system(toy):
     system = load_system(toy.system)
     started = load_recipe(system, overrides=["training.initial=eqot-fm"])
-    job = training_job(system, started, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5)
+    job = started.job(Request(system=system, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5))
     shipped = load_generator(toy.generator).field.state_dict()
     assert all(torch.equal(value, shipped[name]) for name, value in job.model.state_dict().items())
     other = load_recipe(system, overrides=["training.initial=eqot-fm", "field.depth=2"])
     with pytest.raises(RecipeError, match="other weights"):
-        training_job(system, other, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5)
+        other.job(Request(system=system, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5))
 
 
 def test_initial_weights_depend_on_the_seed_alone():
-    a, b, c = (build_field(recipe(), MeanFree(n=1, d=2), seed=seed).state_dict() for seed in (0, 0, 1))
+    a, b, c = (initial_network(recipe(), MeanFree(n=1, d=2), seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)

@@ -14,7 +14,7 @@ from bgwork.fields.mlp import MLP
 from bgwork.objectives.flow_matching import FlowMatchingData, flow_matching_loss
 from bgwork.paths import LinearInterpolant, Times
 from bgwork.priors import Gaussian
-from bgwork.recipes import load_recipe, training_job
+from bgwork.recipes import Request, load_recipe
 from bgwork.spaces import Euclidean
 from bgwork.system import load_system, reference_samples
 from bgwork.training import TrainingConfig, TrainingError, TrainingJob, train
@@ -108,9 +108,9 @@ def test_other_data_are_not_resumed(toy):
     a, b = (system.prior.sample(20, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     folder = toy.root / "run"
     folder.mkdir()
-    train(training_job(system, recipe, name="eqot-fm", folder=folder, data=a, seed=0), resume=False)
+    train(recipe.job(Request(system=system, name="eqot-fm", folder=folder, data=a, seed=0)), resume=False)
     with pytest.raises(TrainingError, match="another data"):
-        train(training_job(system, recipe, name="eqot-fm", folder=folder, data=b, seed=0), resume=True)
+        train(recipe.job(Request(system=system, name="eqot-fm", folder=folder, data=b, seed=0)), resume=True)
 
 
 def test_metrics_of_an_abandoned_start_are_forgotten(tmp_path):
@@ -130,7 +130,7 @@ def test_the_shipped_recipe_resumes_bit_for_bit(tmp_path):
 
     def made(folder, **options):
         folder.mkdir(exist_ok=True)
-        return training_job(system, recipe, name="eqot-fm", folder=folder, data=x, seed=0, **options)
+        return recipe.job(Request(system=system, name="eqot-fm", folder=folder, data=x, seed=0, **options))
 
     def interrupt(row):
         if row["step"] == 4:

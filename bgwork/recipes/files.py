@@ -1,0 +1,95 @@
+"""Reading, checking and writing recipe files."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from bgwork import store
+from bgwork.recipes.base import Recipe, RecipeError
+from bgwork.recipes.flow_matching import FlowMatchingRecipe
+from bgwork.recipes.sections import FIELDS
+from bgwork.system import System
+
+DEFAULT = "eqot-fm"
+OBJECTIVES: dict[str, type[Recipe]] = {"flow-matching": FlowMatchingRecipe}
+
+
+def list_recipes(system: System) -> tuple[str, ...]:
+    """Names of the system's recipes."""
+    return tuple(sorted(path.stem for path in (system.path / "recipes").glob("*.toml")))
+
+
+def default_recipe(system: System) -> str:
+    """The recipe used unless told otherwise: eqot-fm, or the system's only one."""
+    known = list_recipes(system)
+    return known[0] if len(known) == 1 else DEFAULT
+
+
+def load_recipe(system: System, name: str = DEFAULT, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        system: whose recipes are searched; a path to a .toml file works too.
+        name: of the recipe.
+        overrides: "table.key=value" with a TOML value, for example "training.steps=2000".
+    Raises:
+        RecipeError: naming the known recipes, or the allowed keys.
+    """
+    path = Path(name) if name.endswith(".toml") else system.path / "recipes" / f"{name}.toml"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = ", ".join(list_recipes(system)) or "none"
+        raise RecipeError(f"unknown recipe {name!r} of {system.name}; known recipes: {known}") from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} is not readable TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    return parse_recipe(values, source=str(path))
+
+
+def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
+    """Validate the contents of a recipe; `source` is named in errors."""
+    kind = OBJECTIVES.get(str(values.get("objective")))
+    if kind is None:
+        raise RecipeError(f"{source}: unknown objective {values.get('objective')!r}; choose one of {', '.join(OBJECTIVES)}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join([f"{source}:", *(f"  {_explain(e, kind)}" for e in error.errors())])) from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    table, dot, last = key.strip().rpartition(".")
+    if not equals or not last:
+        raise RecipeError(f"cannot read {override!r}; write table.key=value, for example training.steps=2000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target = values.setdefault(table, {}) if dot else values
+    if not isinstance(target, dict):
+        raise RecipeError(f"{table!r} in {override!r} is not a table; give table.key=value, for example training.steps=2000")
+    target[last] = value
+
+
+def _explain(error: dict[str, Any], kind: type[Recipe]) -> str:
+    where = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        table = where[:-1]
+        section = kind if not table else FIELDS[table[1]] if table[0] == "field" else kind.model_fields[table[0]].annotation
+        return f"{'.'.join(where)}: unknown key; allowed here: {', '.join(section.model_fields)}"
+    got = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f", got {error['input']!r}"
+    return f"{'.'.join(where) or 'the file'}: {error['msg']}{got}"
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, every default spelled out."""
+    store.write_text(path, tomli_w.dumps(recipe.model_dump()))
