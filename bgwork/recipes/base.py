@@ -1,0 +1,163 @@
+"""What every recipe offers: the network, the job that trains it, and the sampler that it becomes.
+
+A recipe is one file here: a subclass of `Recipe` whose fields are the tables of its TOML, registered in `files.OBJECTIVES`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bgwork import store
+from bgwork.protocols import Prior, Sampler
+from bgwork.provenance import commit, tensor_fingerprint, versions
+from bgwork.recipes.sections import FieldSection
+from bgwork.records import Origin
+from bgwork.reweighting import ess, weigh
+from bgwork.samplers.batches import Progress
+from bgwork.samplers.integrators import TABLEAUS
+from bgwork.spaces import Space
+from bgwork.system import Section, System
+from bgwork.training import TrainingJob
+
+
+class RecipeError(ValueError):
+    """An unknown recipe, or one with a missing, mistyped or unknown key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a training is asked for, apart from the recipe.
+
+    Args:
+        system: to train for.
+        name: of the recipe.
+        folder: where everything goes.
+        seed: of initial weights and batches.
+        data: training configurations [N, n, d]; None for objectives that learn from the energy alone.
+        on_log: called with every row of the metrics.
+    """
+
+    system: System
+    name: str
+    folder: Path
+    seed: int
+    data: Tensor | None = None
+    on_log: Callable[[dict[str, float]], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """A trained network and what a sampler made from it must know.
+
+    Args:
+        network: as `Recipe.network` builds it, with its trained weights.
+        system: that it was trained for.
+        prior: as it was in training.
+        origin: method, system, fingerprint and commit.
+        round_trip: held-out configurations for the certificate of an executed map; None where the system has none.
+    """
+
+    network: nn.Module
+    system: System
+    prior: Prior
+    origin: Origin
+    round_trip: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How a trained network is to be sampled.
+
+    Args:
+        integrator: euler, midpoint, heun, rk4 on a fixed grid, or dopri5 (adaptive).
+        steps: of the sampler.
+        weights: "density" (of the map that was run), "continuous" (divergence integral), or "path".
+        on_batch: called with (done, total).
+    """
+
+    integrator: str
+    steps: int | None
+    weights: str
+    on_batch: Progress | None = None
+
+
+class Recipe(Section):
+    """A recipe as a whole. A subclass names its `objective` and adds its tables, among them `training` and `sampler`.
+
+    Attributes:
+        weights: kinds of weights its samplers can hand over, the default first.
+        integrators: that its samplers can use.
+        needs_data: whether training needs configurations.
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ("density",)
+    integrators: ClassVar[tuple[str, ...]] = tuple(TABLEAUS)
+    needs_data: ClassVar[bool] = True
+
+    objective: str
+    description: str = ""
+    field: FieldSection
+
+    def network(self, space: Space) -> nn.Module:
+        """The network with fresh weights; build it within `initial_network`, which seeds them."""
+        return self.field.build(space)
+
+    @abstractmethod
+    def job(self, request: Request) -> TrainingJob:
+        """The training of this recipe."""
+
+    @abstractmethod
+    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+        """The sampler that a trained network becomes."""
+
+    @abstractmethod
+    def default_choice(self) -> Choice:
+        """How its generators are sampled unless told otherwise."""
+
+
+def initial_network(recipe: Recipe, space: Space, *, seed: int) -> nn.Module:
+    """The recipe's network, initialised from the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return recipe.network(space)
+
+
+def load_initial(network: nn.Module, system: System, name: str) -> None:
+    """Start from the weights of one of the system's generators.
+
+    Raises:
+        RecipeError: if they do not fit the network.
+    """
+    path = system.path / "generators" / f"{name}.safetensors"
+    weights = store.load_checkpoint(path)[0]
+    if weights.keys() != dict(network.named_parameters()).keys():
+        raise RecipeError(f"{path} has other weights than the recipe's field; start from a generator with the same [field]")
+    network.load_state_dict(weights, strict=False)
+
+
+def job_meta(recipe: Recipe, request: Request) -> Mapping[str, Any]:
+    """Header of every file that a training writes."""
+    return {
+        "system": request.system.name, "recipe_name": request.name, "recipe": recipe.model_dump(), "seed": request.seed,
+        "data": "" if request.data is None else tensor_fingerprint(request.data),
+        "prior_std": request.system.prior.std, "commit": commit(), "versions": versions()}
+
+
+def ess_of(recipe: Recipe, system: System, *, n: int) -> Callable[[nn.Module], dict[str, float]]:
+    """Effective sample size of the recipe's sampler on a few hundred samples: a progress figure, never reported as a result."""
+    origin = Origin(method="training", system=system.name)
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        sampler = recipe.sampler_of(Trained(network=network, system=system, prior=system.prior, origin=origin), recipe.default_choice())
+        proposal = sampler.sample(n, generator=torch.Generator().manual_seed(n))
+        weighted = weigh(proposal, system.differentiable_target, accept=(proposal.density,))
+        return {"ess": ess(weighted).value, "ess_samples": n}
+
+    return evaluate

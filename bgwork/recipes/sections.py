@@ -1,0 +1,120 @@
+"""Tables that recipes are made of, each validated and able to build what it names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from bgwork.couplings import EquivariantOptimalTransport, Independent, OptimalTransport
+from bgwork.fields.egnn import EGNN
+from bgwork.fields.mlp import MLP
+from bgwork.fields.multihop import MultiHop, MultiHopConfig
+from bgwork.paths import Times
+from bgwork.protocols import Coupling
+from bgwork.samplers.integrators import Grid
+from bgwork.spaces import Space
+from bgwork.system import Count, Positive, Section
+from bgwork.training import TrainingConfig
+
+Share = Annotated[float, Field(ge=0, le=1, strict=False)]
+
+
+class MultiHopSection(Section):
+    """[field] kind = "multihop"; sizes as in `MultiHopConfig`."""
+
+    kind: Literal["multihop"]
+    hidden: Count = 64
+    message: Count = 64
+    vectors: Count = 16
+    hops: Count = 2
+    node_hidden: Count = 96
+    n_basis: Annotated[int, Field(ge=2)] = 32
+    r_max: Positive = 6.0
+    softening: Positive
+
+    def build(self, space: Space) -> nn.Module:
+        return MultiHop(space.n, space.d, MultiHopConfig(**self.model_dump(exclude={"kind"})))
+
+
+class EGNNSection(Section):
+    """[field] kind = "egnn"."""
+
+    kind: Literal["egnn"]
+    layers: Count = 4
+    hidden: Count = 64
+
+    def build(self, space: Space) -> nn.Module:
+        return EGNN(space.n, space.d, layers=self.layers, hidden=self.hidden)
+
+
+class MLPSection(Section):
+    """[field] kind = "mlp", for Euclidean spaces of low dimension."""
+
+    kind: Literal["mlp"]
+    hidden: Count = 256
+    depth: Count = 4
+    scale: Positive = 1.0
+
+    def build(self, space: Space) -> nn.Module:
+        return MLP(space.n, space.d, hidden=self.hidden, depth=self.depth, scale=self.scale)
+
+
+FieldSection = Annotated[MultiHopSection | EGNNSection | MLPSection, Field(discriminator="kind")]
+FIELDS: dict[str, type[Section]] = {"multihop": MultiHopSection, "egnn": EGNNSection, "mlp": MLPSection}
+
+
+class CouplingSection(Section):
+    """[coupling]; sweeps and group as in `EquivariantOptimalTransport`."""
+
+    kind: Literal["independent", "ot", "equivariant-ot"]
+    sweeps: Count = 2
+    group: Count = 1
+
+    def build(self) -> Coupling:
+        if self.kind == "equivariant-ot":
+            return EquivariantOptimalTransport(sweeps=self.sweeps, group=self.group)
+        return {"independent": Independent, "ot": OptimalTransport}[self.kind]()
+
+
+class LoopSection(Section):
+    """[training], the part that every objective shares: the loop's settings (`TrainingConfig`) and the size of a progress evaluation."""
+
+    steps: Count
+    learning_rate: Positive = 2e-3
+    warmup: Count = 500
+    weight_decay: Annotated[float, Field(ge=0, strict=False)] = 1e-4
+    clip: Positive = 1.0
+    ema: Share = 0.999
+    bfloat16: Share = 0.0
+    compiled: bool = False
+    checkpoint_every: Count = 500
+    log_every: Count = 100
+    evaluate_every: Annotated[int, Field(ge=0)] = 5000
+    evaluate_samples: Count = 500
+
+    def config(self) -> TrainingConfig:
+        return TrainingConfig(**{name: getattr(self, name) for name in LoopSection.model_fields if name != "evaluate_samples"})
+
+
+class FlowMatchingTrainingSection(LoopSection):
+    """[training] of flow matching: batch size, shares of late and early times, and the system's generator to start from."""
+
+    batch: Count = 256
+    late_times: Share = 0.5
+    early_times: Share = 0.0
+    initial: str = ""
+
+    def times(self) -> Times:
+        return Times(late=self.late_times, early=self.early_times)
+
+
+class GridSection(Section):
+    """[sampler]: the grid that the generator is used with unless told otherwise."""
+
+    integrator: Literal["euler", "midpoint", "heun", "rk4"] = "midpoint"
+    steps: Count = 16
+
+    def build(self) -> Grid:
+        return Grid(integrator=self.integrator, steps=self.steps)
