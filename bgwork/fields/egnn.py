@@ -22,13 +22,14 @@ class EGNN(BruteForce):
         layers: message-passing steps.
         hidden: width of features and messages.
         reach: largest move per pair, summed over the layers, in the system's length unit.
+        times: number of times that t holds; with more than one, t is [times] or [B, times].
     """
 
-    def __init__(self, n: int, d: int, layers: int = 4, hidden: int = 64, *, reach: float = 15.0) -> None:
+    def __init__(self, n: int, d: int, layers: int = 4, hidden: int = 64, *, reach: float = 15.0, times: int = 1) -> None:
         if layers < 1 or hidden < 1 or not reach > 0:
             raise ValueError(f"layers and hidden must be at least 1 and reach positive, got {layers=}, {hidden=}, {reach=}")
         super().__init__(n, d, bytes_per_sample=2 * 6 * 4 * n * n * hidden)
-        self.node_in = nn.Linear(1, hidden)
+        self.node_in = nn.Linear(times, hidden)
         self.layers = nn.ModuleList([EGNNLayer(hidden, reach / layers) for _ in range(layers)])
         self.updates = nn.ModuleList([
             nn.Sequential(nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden)) for _ in range(layers - 1)])
@@ -37,8 +38,9 @@ class EGNN(BruteForce):
         """v [B, n, d] in the network's dtype; t is a scalar or [B]."""
         dtype = self.node_in.weight.dtype
         start = position = x.to(dtype)
-        time = torch.as_tensor(t, dtype=dtype, device=x.device).expand(len(x)).view(-1, 1, 1)
-        h = self.node_in(time).expand(-1, self.n, -1)
+        time, times = torch.as_tensor(t, dtype=dtype, device=x.device), self.node_in.in_features
+        time = (time[..., None] if times == 1 else time).expand(len(x), times)
+        h = self.node_in(time[:, None]).expand(-1, self.n, -1)
         start_square = pair_differences(start)[1]
         position, received = self.layers[0](h, position, start_square)
         for update, layer in zip(self.updates, self.layers[1:], strict=True):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bgwork.fields.radial import silu_and_slope
-
-FREQUENCIES = 4
+from bgwork.fields.radial import fourier, silu_and_slope
 
 
 class MLP(nn.Module):
@@ -24,14 +20,15 @@ class MLP(nn.Module):
         hidden: width of the layers.
         depth: number of hidden layers L + 1, at least 1.
         scale: length that x is divided by at the input, in the system's length unit.
+        times: number of times that t holds; with more than one, t is [times] or [B, times].
     """
 
-    def __init__(self, n: int, d: int, hidden: int = 128, depth: int = 4, *, scale: float = 1.0) -> None:
+    def __init__(self, n: int, d: int, hidden: int = 128, depth: int = 4, *, scale: float = 1.0, times: int = 1) -> None:
         super().__init__()
         if depth < 1 or hidden < 1 or not scale > 0:
             raise ValueError(f"depth and hidden must be at least 1 and scale positive, got depth={depth}, hidden={hidden}, scale={scale}")
-        self.n, self.d, self.scale = n, d, scale
-        self.first = nn.Linear(n * d + 1 + 2 * FREQUENCIES, hidden)
+        self.n, self.d, self.scale, self.times = n, d, scale, times
+        self.first = nn.Linear(n * d + 9 * times, hidden)
         self.middle = nn.ModuleList([nn.Linear(hidden, hidden) for _ in range(depth - 1)])
         self.last = nn.Linear(hidden, n * d)
         nn.init.zeros_(self.last.weight)
@@ -65,6 +62,5 @@ class MLP(nn.Module):
 
     def _inputs(self, t: Tensor, x: Tensor) -> Tensor:
         dtype = self.last.weight.dtype
-        t = torch.as_tensor(t, dtype=dtype, device=x.device).expand(len(x))[:, None]
-        angles = t * (math.pi * torch.arange(1, FREQUENCIES + 1, dtype=dtype, device=x.device))
-        return torch.cat([x.to(dtype).flatten(1) / self.scale, t, torch.sin(angles), torch.cos(angles)], 1)
+        time = fourier(torch.as_tensor(t, device=x.device), len(x), self.times, dtype)
+        return torch.cat([x.to(dtype).flatten(1) / self.scale, time], 1)

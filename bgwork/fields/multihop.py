@@ -43,6 +43,7 @@ class MultiHopConfig:
         node_hidden: hidden width of the node networks.
         n_basis, r_max: radial Gaussians on [0, r_max] (length unit of the system).
         softening: length below which distances and directions are smoothed.
+        times: number of times that t holds; with more than one, t is [times] or [B, times].
     """
 
     hidden: int = 64
@@ -53,6 +54,7 @@ class MultiHopConfig:
     n_basis: int = 32
     r_max: float = 6.0
     softening: float = 0.25
+    times: int = 1
 
 
 class NodeState(NamedTuple):
@@ -157,7 +159,7 @@ class MultiHop(nn.Module):
         self.n, self.d, self.config = n, d, config or MultiHopConfig()
         if self.config.hops < 1:
             raise ValueError(f"a multi-hop field needs at least one hop, got hops = {self.config.hops}")
-        self.time = TimeFeatures(TIME_WIDTH)
+        self.time = TimeFeatures(TIME_WIDTH, self.config.times)
         self.radial = RadialFeatures(self.config.hidden, self.config.n_basis, self.config.r_max, TIME_WIDTH)
         self.hops = nn.ModuleList([Hop(self.config, first=k == 0) for k in range(self.config.hops)])
         self.readout = PairReadout(self.config)

@@ -46,16 +46,31 @@ def silu_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TimeFeatures(nn.Module):
-    """t -> MLP([t, sin(k pi t), cos(k pi t), k = 1..4]), [B, width]."""
+    """t -> MLP([t, sin(k pi t), cos(k pi t), k = 1..4]), [B, width]; of several times, the features one after the other.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the result.
+        times: number of times; with more than one, t is [times] or [B, times].
+    """
+
+    def __init__(self, width: int, times: int = 1) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(9, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.times = times
+        self.net = nn.Sequential(nn.Linear(9 * times, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, t: Tensor, batch: int) -> Tensor:
-        t = t.to(self.net[0].weight.dtype).expand(batch).view(-1, 1)
-        phase = torch.arange(1, 5, dtype=t.dtype, device=t.device) * math.pi * t
-        return self.net(torch.cat([t, torch.sin(phase), torch.cos(phase)], -1))
+        return self.net(fourier(t, batch, self.times, self.net[0].weight.dtype))
+
+
+def fourier(t: Tensor, batch: int, times: int, dtype: torch.dtype) -> Tensor:
+    """[t, sin(k pi t), cos(k pi t), k = 1..4] of each time, [batch, 9 times].
+
+    Args:
+        t: scalar or [batch]; with several times, [times] or [batch, times].
+    """
+    t = (t[..., None] if times == 1 else t).to(dtype).expand(batch, times)[..., None]
+    phase = torch.arange(1, 5, dtype=dtype, device=t.device) * math.pi * t
+    return torch.cat([t, torch.sin(phase), torch.cos(phase)], -1).flatten(1)
 
 
 class RadialFeatures(nn.Module):
