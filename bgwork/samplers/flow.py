@@ -1,68 +1,58 @@
 """The default generator: a flow integrated by K Runge-Kutta steps, with the exact density of the map that was executed.
 
-The sampler *is* the map T = T_K o ... o T_1, so its density is log q(T(z)) = log p0(z) - sum_k log|det DT_k|, without step-size bias at any
-K at which T is injective. On the mean-free space the determinant over all nd coordinates equals that over the subspace,
-because the velocity has no mean and so translations are eigenvectors with eigenvalue 1.
-
-Where T folds, w = exp(-u)/q counts every preimage and is void, while sign(det) w stays unbiased (degree one). The certificate looks for
-folds: negative determinants among the samples, and configurations that do not survive x -> T^-1(x) -> x.
+The sampler *is* the map T = T_K o ... o T_1 of its steps, so its density (see `executed`) has no step-size bias.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from bgwork.protocols import Field, Prior
-from bgwork.records import Certificate, Cost, Density, Origin, Proposal
-from bgwork.samplers.batches import Progress, check_configurations, check_count, check_field, map_batches
-from bgwork.samplers.integrators import Grid, step, step_with_jacobian
-from bgwork.samplers.inverse import Inversion, invert_step
-from bgwork.spaces import Space
-
-ROUND_OFF = 64  # Newton stops at this many units of relative round-off of the field's arithmetic
+from bgwork.protocols import Field
+from bgwork.samplers.executed import ExecutedMap
+from bgwork.samplers.integrators import Grid, Tableau, step, step_with_jacobian
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pushed:
-    """Images of prior draws under the executed map.
+class RungeKuttaStep:
+    """One explicit Runge-Kutta step of dx/dt = v(t, x), from t to t + h."""
 
-    Attributes:
-        x: T(z) [B, n, d] float64.
-        log_det: sum_k log|det DT_k| [B].
-        sign: product of the determinants' signs [B].
-        folded: [B] bool, some det DT_k is zero, negative or not finite.
-        smallest_singular: smallest singular value over the steps [B].
-    """
+    field: Field
+    tableau: Tableau
+    t: float
+    h: float
 
-    x: Tensor
-    log_det: Tensor
-    sign: Tensor
-    folded: Tensor
-    smallest_singular: Tensor
+    @property
+    def evaluations(self) -> int:
+        return self.tableau.stages
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """T(x) [B, n, d]."""
+        return step(self.field, self.tableau, self.t, self.h, x)
+
+    def with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """T(x) [B, n, d] and DT(x) [B, nd, nd]."""
+        return step_with_jacobian(self.field, self.tableau, self.t, self.h, x)
+
+    def backward(self, x: Tensor) -> Tensor:
+        """The step of the same length in reverse time, which undoes this one up to its order."""
+        return step(self.field, self.tableau, self.t + self.h, -self.h, x)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Flow:
-    """Sampler with the exact density of the executed map.
+class Flow(ExecutedMap):
+    """Sampler with the exact density of the executed Runge-Kutta steps.
 
     Args:
-        prior: p0, which also names the space.
+        prior, origin, batch, round_trip, n_round_trip, tolerance, on_batch: as for `ExecutedMap`.
         field: velocity v(t, x) with a Jacobian.
-        origin: method, system and commit; the generator's seed is filled in.
         grid: integrator and steps.
-        batch: configurations in memory at once; results do not depend on it beyond the field's round-off.
-        round_trip: held-out target configurations [M, n, d] for the certificate; without it, own samples make the trip.
-        n_round_trip: own samples sent on it; 0 saves their cost, and leaves the density UNCERTIFIED.
-        tolerance: distance, in the system's length unit, within which a round trip must return.
-        on_batch: called with (done, total) after each batch.
 
     Example:
         >>> from bgwork.fields.mlp import MLP
         >>> from bgwork.priors import Gaussian
+        >>> from bgwork.records import Origin
         >>> from bgwork.spaces import Euclidean
         >>> flow = Flow(prior=Gaussian(space=Euclidean(n=1, d=2)), field=MLP(1, 2), origin=Origin(method="flow", system="plane"))
         >>> proposal = flow.sample(8, generator=torch.Generator().manual_seed(0))
@@ -70,180 +60,17 @@ class Flow:
         (<Density.EXACT: 'exact'>, True)
     """
 
-    prior: Prior
     field: Field
-    origin: Origin
     grid: Grid = Grid()
-    batch: int = 64
-    round_trip: Tensor | None = None
-    n_round_trip: int = 64
-    tolerance: float = 1e-3
-    on_batch: Progress | None = None
-
-    def __post_init__(self) -> None:
-        check_count(self.batch)
-        if self.round_trip is not None:
-            check_configurations(self.round_trip, self.space)
 
     @property
-    def space(self) -> Space:
-        return self.prior.space
+    def steps(self) -> tuple[RungeKuttaStep, ...]:
+        return tuple(RungeKuttaStep(field=self.field, tableau=self.grid.tableau, t=t, h=h) for t, h in self.grid.intervals)
 
-    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
-        """Draw n samples with log q = log p0(z) - sum_k log|det DT_k|.
+    @property
+    def velocity(self) -> Field:
+        return self.field
 
-        Args:
-            n: number of samples.
-            generator: source of the prior draws; the same seed gives the same numbers.
-        Returns:
-            Proposal, density EXACT if the certificate is clean and UNCERTIFIED otherwise. Samples that diverged stay in it as NaN and
-            count as folded. Its cost is that of sampling; the note says what the certificate took besides.
-        Raises:
-            ValueError: if n < 1, or the field does not fit the prior's space.
-        """
-        check_count(n)
-        started = time.perf_counter()
-        z = self.prior.sample(n, generator=generator)
-        check_field(self.field, self.space, z[:16])
-        pushed, evaluations = self._push_all(z), n * self.grid.evaluations
-        log_q = self.prior.log_prob(z) - pushed.log_det
-        cost = Cost(network=evaluations, jacobian=evaluations, seconds=time.perf_counter() - started)
-        certificate, spent = self._certify(z, pushed)
-        return Proposal(
-            x=pushed.x, log_q=log_q, space=self.space, sign=pushed.sign, certificate=certificate,
-            density=Density.EXACT if certificate.clean else Density.UNCERTIFIED,
-            origin=self.origin if self.origin.seed is not None else replace(self.origin, seed=generator.initial_seed()),
-            cost=cost, note=describe(self.grid, certificate, spent))
-
-    @torch.no_grad()
-    def push(self, z: Tensor) -> Pushed:
-        """T(z) with its determinants, in one batch.
-
-        Args:
-            z: [B, n, d] float64.
-        """
-        x, tableau = z, self.grid.tableau
-        log_det, sign, folded = z.new_zeros(len(z)), z.new_ones(len(z)), torch.zeros(len(z), dtype=torch.bool)
-        smallest = z.new_full((len(z),), torch.inf)
-        for t, h in self.grid.intervals:
-            x, jacobian = step_with_jacobian(self.field, tableau, t, h, x)
-            step_sign, step_log_det = torch.linalg.slogdet(jacobian)
-            log_det, sign = log_det + step_log_det, sign * step_sign
-            folded |= ~((step_sign > 0) & torch.isfinite(step_log_det))
-            smallest = torch.minimum(smallest, smallest_singular_value(jacobian))
-        return Pushed(x=x, log_det=log_det, sign=sign, folded=folded, smallest_singular=smallest)
-
-    @torch.no_grad()
-    def forward(self, z: Tensor) -> Tensor:
-        """T(z) [B, n, d] without its density."""
-        for t, h in self.grid.intervals:
-            z = step(self.field, self.grid.tableau, t, h, z)
-        return z
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of the executed map at any configurations, by inverting it (see `invert`).
-
-        Args:
-            x: [B, n, d].
-        Returns:
-            [B] float64, NaN where no preimage was found, or one at which a step's determinant is not positive: log q is then unknown
-            (x lies outside the image, or beyond a fold).
-        Raises:
-            ValueError: if x has the wrong shape, holds NaN, or is not on the space.
-        """
-        return self.invert(x).log_prob
-
-    def invert(self, x: Tensor) -> Inversion:
-        """Invert the executed map step by step, each by damped Newton from the reverse-time step.
-
-        A row counts as converged when every step's residual came down to round-off at a positive determinant, and T(z) was found within
-        `tolerance` of x.
-
-        Args:
-            x: [B, n, d].
-        Returns:
-            Inversion(z, log_prob, converged, iterations, error, cost), with NaN where it failed.
-        Raises:
-            ValueError: as `log_prob`.
-        """
-        check_configurations(x, self.space)
-        return self._invert(x.double(), self.on_batch)
-
-    def _invert(self, x: Tensor, progress: Progress | None = None) -> Inversion:
-        started = time.perf_counter()
-        parts = map_batches(lambda rows: self._invert_batch(x[rows]), len(x), self.batch, progress)
-        z, log_prob, iterations, error = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else empty_inversion(x)
-        forward, newton = 2 * len(x) * self.grid.evaluations, int(iterations.sum()) * self.grid.tableau.stages
-        cost = Cost(network=forward + newton, jacobian=newton, seconds=time.perf_counter() - started)
-        return Inversion(z=z, log_prob=log_prob, converged=torch.isfinite(log_prob), iterations=iterations, error=error, cost=cost)
-
-    @torch.no_grad()
-    def _invert_batch(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        z, tableau = x, self.grid.tableau
-        round_off = ROUND_OFF * torch.finfo(self.field(torch.tensor(0.5, dtype=x.dtype), x[:1]).dtype).eps
-        log_det, iterations, found = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x))
-        for (t, h), (t_back, h_back) in zip(self.grid.intervals[::-1], self.grid.reversed, strict=True):
-            if not len(found):
-                break
-            solution, step_log_det, count = invert_step(
-                lambda y, t=t, h=h: step_with_jacobian(self.field, tableau, t, h, y), z,
-                step(self.field, tableau, t_back, h_back, z), tolerance=round_off * (1 + z.abs().amax((1, 2))))
-            iterations[found] += count
-            log_det[found] += step_log_det
-            kept = torch.isfinite(step_log_det)
-            found, z = found[kept], solution[kept]
-        preimage = torch.full_like(x, torch.nan)
-        preimage[found] = z
-        error = (self.forward(preimage) - x).abs().amax((1, 2))
-        returned = error <= self.tolerance
-        preimage[~returned], error[~returned] = torch.nan, torch.nan
-        log_prob = torch.where(returned, self.prior.log_prob(preimage) - log_det, torch.nan)
-        return preimage, log_prob, iterations, error
-
-    def _push_all(self, z: Tensor) -> Pushed:
-        parts = map_batches(lambda rows: self.push(z[rows]), len(z), self.batch, self.on_batch)
-        return Pushed(**{name: torch.cat([getattr(part, name) for part in parts]) for name in Pushed.__dataclass_fields__})
-
-    def _certify(self, z: Tensor, pushed: Pushed) -> tuple[Certificate, Cost]:
-        """Certificate and the cost of its round trip."""
-        if self.round_trip is None:
-            kind, trip = "samples", self._own_round_trip(z[: self.n_round_trip], pushed.x[: self.n_round_trip])
-        else:
-            inversion = self._invert(self.round_trip.double())
-            kind, trip = "reference", (inversion.error, inversion.cost)
-        error, cost = trip
-        returned, singular = error <= self.tolerance, pushed.smallest_singular[~pushed.smallest_singular.isnan()]
-        return Certificate(
-            n=len(z), n_negative=int(pushed.folded.sum()), n_round_trip=len(error), n_round_trip_failed=int((~returned).sum()),
-            smallest_singular=float(singular.min()) if len(singular) else torch.nan, round_trip_of=kind if len(error) else "none",
-            round_trip_error=float(error[returned].max()) if returned.any() else torch.nan, tolerance=self.tolerance), cost
-
-    def _own_round_trip(self, z: Tensor, x: Tensor) -> tuple[Tensor, Cost]:
-        """Distance between z and T^-1(T(z)): another preimage is as much a failure as none. NaN for rows that diverged."""
-        error, finite = z.new_full((len(z),), torch.nan), torch.isfinite(x).flatten(1).all(1)
-        inversion = self._invert(x[finite])
-        error[finite] = (inversion.z - z[finite]).abs().amax((1, 2))
-        return error, inversion.cost
-
-
-def smallest_singular_value(jacobian: Tensor) -> Tensor:
-    """[S] smallest singular value of each [nd, nd] matrix, NaN where it holds a NaN or infinity."""
-    smallest, finite = jacobian.new_full((len(jacobian),), torch.nan), torch.isfinite(jacobian).flatten(1).all(1)
-    if finite.any():
-        smallest[finite] = torch.linalg.svdvals(jacobian[finite])[:, -1]
-    return smallest
-
-
-def empty_inversion(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z, log_prob, iterations and error of no configurations."""
-    return x.double(), x.new_zeros(0).double(), torch.zeros(0, dtype=torch.int64), x.new_zeros(0).double()
-
-
-def describe(grid: Grid, certificate: Certificate, spent: Cost) -> str:
-    """One sentence on the map, its certificate, and the work that the certificate took beyond sampling."""
-    back = certificate.n_round_trip - certificate.n_round_trip_failed
-    return (
-        f"executed map, {grid.integrator} with {grid.steps} steps: {certificate.n_negative} of {certificate.n} samples with a "
-        f"determinant <= 0; round trip of {certificate.round_trip_of}: {back} of {certificate.n_round_trip} returned, "
-        f"largest error {certificate.round_trip_error:.1e}, tolerance {certificate.tolerance:.0e}, at {spent.network} network "
-        f"evaluations and {spent.jacobian} Jacobians beyond those of sampling")
+    @property
+    def description(self) -> str:
+        return f"{self.grid.integrator} with {self.grid.steps} steps"
