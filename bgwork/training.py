@@ -1,8 +1,9 @@
-"""The one training loop: a model, an objective's loss and batches as a function of the step number.
+"""The one training loop: a model, an objective's loss, and batches from one of two places.
 
-The loop itself uses no random numbers; step k's batch depends on k alone and is prepared by a worker process while step k-1 runs.
-A checkpoint holds weights, their average, the optimiser's moments and the step, so that a resumed training repeats an uninterrupted one
-bit for bit.
+Batches that depend on the step number alone come from a worker process, which prepares them while earlier steps run. Batches that depend on
+the model (a replay buffer that it refills) come from a `Source` in this process. The loop itself uses no random numbers, and a
+checkpoint holds weights, their average, the optimiser's moments, the step and the source's state, so that a resumed training
+repeats an uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -10,19 +11,18 @@ from __future__ import annotations
 import copy
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from bgwork import store
+from bgwork.processes import interruptible, run_ahead
 
 
 class TrainingError(ValueError):
@@ -64,6 +64,26 @@ class TrainingConfig:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+@runtime_checkable
+class Source(Protocol):
+    """Batches that depend on the model, with what they depend on besides.
+
+    Everything random in `batch` must come from generators seeded by the step, or be part of the state.
+    """
+
+    def batch(self, state: TrainingState) -> Any:
+        """The batch of step `state.step`; `state.model` is the current model, `averaged(state)` the averaged one."""
+
+    def figures(self) -> dict[str, float]:
+        """What every metrics row says of the source: energy evaluations so far, and the like."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the next batches depend on besides model and step, for the checkpoint."""
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up a state; KeyError if it is another source's."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingJob:
     """What to train.
@@ -71,7 +91,7 @@ class TrainingJob:
     Args:
         model: network, in float32.
         loss: (model, batch) -> scalar.
-        data: step -> batch; a batch says in `seconds` what it cost its worker.
+        data: step -> batch, called in a worker process, or a `Source`; a batch says in `seconds` what it cost to make.
         config: how long and how fast.
         folder: where checkpoint, metrics and result go.
         meta: header of every file written (system, recipe, seed, data, commit, versions); the first four must agree when resuming.
@@ -81,12 +101,16 @@ class TrainingJob:
 
     model: nn.Module
     loss: Callable[[nn.Module, Any], Tensor]
-    data: Callable[[int], Any]
+    data: Callable[[int], Any] | Source
     config: TrainingConfig
     folder: Path
     meta: Mapping[str, Any]
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     on_log: Callable[[dict[str, float]], None] | None = None
+
+    @property
+    def source(self) -> Source | None:
+        return self.data if isinstance(self.data, Source) else None
 
     @property
     def checkpoint(self) -> Path:
@@ -103,7 +127,7 @@ class TrainingJob:
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """What a checkpoint holds. `seconds`: wall time of the steps; `worker_seconds`: CPU time of the batches."""
+    """Where a training stands. `seconds`: wall time of the steps; `worker_seconds`: CPU time of the batches."""
 
     model: nn.Module
     average: dict[str, Tensor]
@@ -113,15 +137,9 @@ class TrainingState:
     worker_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
 
-
-class Batches(Dataset):
-    """data(step) as a torch dataset, so that a DataLoader worker can run ahead."""
-
-    def __init__(self, data: Callable[[int], Any]) -> None:
-        self.data = data
-
-    def __getitem__(self, step: int) -> Any:
-        return self.data(step)
+    @property
+    def progress(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("step", "seconds", "worker_seconds")}
 
 
 def train(job: TrainingJob, *, resume: bool) -> TrainingState:
@@ -142,11 +160,9 @@ def train(job: TrainingJob, *, resume: bool) -> TrainingState:
         raise TrainingError(f"{job.checkpoint} exists; add --resume to go on from it, or choose another --out")
     else:
         job.metrics.unlink(missing_ok=True)
-    loader = DataLoader(Batches(job.data), sampler=range(state.step, job.config.steps), batch_size=None, num_workers=1,
-                        prefetch_factor=4, worker_init_fn=leave_interrupts_to_parent)
     loss = torch.compile(job.loss) if job.config.compiled else job.loss
     with interruptible() as stop:
-        for batch in loader:
+        for batch in batches(job, state):
             advance(job, state, loss, batch)
             report(job, state)
             if stop():
@@ -163,6 +179,14 @@ def start(job: TrainingJob) -> TrainingState:
         raise TrainingError(f"the number of steps must be positive, got {c.steps}")
     optimiser = torch.optim.AdamW(job.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay)
     return TrainingState(model=job.model, average={k: p.detach().clone() for k, p in job.model.named_parameters()}, optimiser=optimiser)
+
+
+def batches(job: TrainingJob, state: TrainingState) -> Iterable[Any]:
+    """The batches of all steps to come: from a worker that runs ahead, or from the source, one by one as the model changes."""
+    steps = range(state.step, job.config.steps)
+    if job.source:
+        return (job.source.batch(state) for _ in steps)
+    return run_ahead(job.data, steps)
 
 
 def advance(job: TrainingJob, state: TrainingState, loss: Callable[[nn.Module, Any], Tensor], batch: Any) -> None:
@@ -195,9 +219,8 @@ def report(job: TrainingJob, state: TrainingState) -> None:
     c, last = job.config, state.step == job.config.steps
     evaluate = job.evaluate if c.evaluate_every and (state.step % c.evaluate_every == 0 or last) else None
     if state.step % c.log_every == 0 or last or evaluate:
-        row = {"step": state.step, "loss": sum(state.losses) / len(state.losses), "learning_rate": c.rate(state.step - 1),
-               "seconds": state.seconds, "worker_seconds": state.worker_seconds}
-        row |= evaluate(averaged(state)) if evaluate else {}
+        row = {**state.progress, "loss": sum(state.losses) / len(state.losses), "learning_rate": c.rate(state.step - 1)}
+        row |= (job.source.figures() if job.source else {}) | (evaluate(averaged(state)) if evaluate else {})
         state.losses.clear()
         with job.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
@@ -220,7 +243,9 @@ def save(job: TrainingJob, state: TrainingState) -> None:
     for name, p in state.model.named_parameters():
         tensors[f"model.{name}"] = p
         tensors |= {f"{key}.{name}": value for key, value in state.optimiser.state[p].items()}
-    progress = {"step": state.step, "seconds": state.seconds, "worker_seconds": state.worker_seconds, "losses": state.losses}
+    if job.source:
+        tensors |= {f"source.{name}": value for name, value in job.source.state_dict().items()}
+    progress = {**state.progress, "losses": state.losses}
     store.save_checkpoint(job.checkpoint, tensors, {**job.meta, "kind": "checkpoint", "progress": progress})
 
 
@@ -240,6 +265,9 @@ def restore(job: TrainingJob, state: TrainingState) -> None:
             p.data.copy_(tensors[f"model.{name}"])
             state.average[name].copy_(tensors[f"average.{name}"])
             state.optimiser.state[p] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        if job.source:
+            held = {name: value for name, value in tensors.items() if name.startswith("source.")}
+            job.source.load_state_dict({name.removeprefix("source."): value for name, value in held.items()})
         state.__dict__.update(meta["progress"])
     except (KeyError, RuntimeError) as error:
         raise TrainingError(f"{job.checkpoint} does not fit this model: {error}") from error
@@ -256,32 +284,7 @@ def _step_of(line: str) -> float:
 
 
 def finish(job: TrainingJob, state: TrainingState) -> None:
-    """Write the final checkpoint and the averaged weights."""
+    """Write the final checkpoint and the averaged weights; the source's figures stand in their header."""
     save(job, state)
-    progress = {"step": state.step, "seconds": state.seconds, "worker_seconds": state.worker_seconds}
+    progress = {**state.progress, **(job.source.figures() if job.source else {})}
     store.save_checkpoint(job.generator, state.average, {**job.meta, "kind": "generator", "progress": progress})
-
-
-def leave_interrupts_to_parent(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the worker must outlive it until the parent has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C is remembered instead of raised, so that no step is left half-done; the second one raises."""
-    received: list[int] = []
-
-    def remember(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        previous = signal.signal(signal.SIGINT, remember)
-    except ValueError:  # not in the main thread, where no signal arrives
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGINT, previous)
