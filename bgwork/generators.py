@@ -88,7 +88,7 @@ def round_trip_set(system: System) -> torch.Tensor | None:
 
 
 def _network(path: Path, recipe: Recipe, tensors: dict[str, torch.Tensor], system: System) -> torch.nn.Module:
-    network = initial_network(recipe, system.space, seed=0)
+    network = initial_network(recipe, system, seed=0)
     missing, unexpected = network.load_state_dict(tensors, strict=False)
     lacking = set(missing) & {name for name, _ in network.named_parameters()}
     if lacking or unexpected:

@@ -25,7 +25,7 @@ def overlapping(system: System) -> torch.Tensor:
 
 def random_flow(system: System) -> Flow:
     """The system's own kind of field with random weights, none of them zero."""
-    field = initial_network(load_recipe(system, default_recipe(system)), system.space, seed=0)
+    field = initial_network(load_recipe(system, default_recipe(system)), system, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in field.parameters():

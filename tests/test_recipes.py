@@ -11,7 +11,6 @@ from bgwork.fields.egnn import EGNN
 from bgwork.fields.multihop import MultiHop
 from bgwork.generators import load_generator
 from bgwork.recipes import RecipeError, Request, initial_network, list_recipes, load_recipe, parse_recipe, save_recipe
-from bgwork.spaces import MeanFree
 from bgwork.system import list_systems, load_system
 
 
@@ -25,7 +24,7 @@ def recipe(**tables):
 def test_every_shipped_recipe_builds_its_field():
     for system in map(load_system, list_systems()):
         for name in list_recipes(system):
-            field = initial_network(load_recipe(system, name), system.space, seed=0)
+            field = initial_network(load_recipe(system, name), system, seed=0)
             x = system.prior.sample(2, generator=torch.Generator().manual_seed(0))
             assert field(torch.tensor(0.5), x).shape == x.shape
 
@@ -74,10 +73,10 @@ def test_the_saved_recipe_reads_back_as_itself(toy):
 
 
 def test_sections_build_what_they_name():
-    space = MeanFree(n=4, d=2)
+    system = load_system("dw4")
     for section, field in (({"kind": "multihop", "hidden": 8, "softening": 0.2}, MultiHop), ({"kind": "egnn", "hidden": 8}, EGNN)):
         values = {**tomllib.loads(RECIPE), "field": section}
-        assert isinstance(parse_recipe(values, source="test").field.build(space), field)
+        assert isinstance(parse_recipe(values, source="test").field.build(system), field)
     for kind, coupling in (("independent", Independent), ("equivariant-ot", EquivariantOptimalTransport)):
         assert isinstance(recipe(coupling={"kind": kind}).coupling.build(), coupling)
 
@@ -94,6 +93,6 @@ def test_training_can_start_from_a_generator_of_the_system(toy):
 
 
 def test_initial_weights_depend_on_the_seed_alone():
-    a, b, c = (initial_network(recipe(), MeanFree(n=1, d=2), seed=seed).state_dict() for seed in (0, 0, 1))
+    a, b, c = (initial_network(recipe(), load_system("gmm40"), seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)

@@ -22,7 +22,6 @@ from bgwork.records import Origin
 from bgwork.reweighting import ess, weigh
 from bgwork.samplers.batches import Progress
 from bgwork.samplers.integrators import TABLEAUS
-from bgwork.spaces import Space
 from bgwork.system import Section, System
 from bgwork.training import TrainingJob
 
@@ -105,9 +104,9 @@ class Recipe(Section):
     description: str = ""
     field: FieldSection
 
-    def network(self, space: Space) -> nn.Module:
+    def network(self, system: System) -> nn.Module:
         """The network with fresh weights; build it within `initial_network`, which seeds them."""
-        return self.field.build(space)
+        return self.field.build(system)
 
     @abstractmethod
     def job(self, request: Request) -> TrainingJob:
@@ -122,11 +121,11 @@ class Recipe(Section):
         """How its generators are sampled unless told otherwise."""
 
 
-def initial_network(recipe: Recipe, space: Space, *, seed: int) -> nn.Module:
+def initial_network(recipe: Recipe, system: System, *, seed: int) -> nn.Module:
     """The recipe's network, initialised from the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return recipe.network(space)
+        return recipe.network(system)
 
 
 def load_initial(network: nn.Module, system: System, name: str) -> None:

@@ -27,7 +27,7 @@ class FlowMatchingRecipe(Recipe):
 
     def job(self, request: Request) -> TrainingJob:
         system, training = request.system, self.training
-        network = initial_network(self, system.space, seed=request.seed)
+        network = initial_network(self, system, seed=request.seed)
         if training.initial:
             load_initial(network, system, training.initial)
         batches = FlowMatchingData(

@@ -14,8 +14,7 @@ from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.paths import Times
 from bgwork.protocols import Coupling
 from bgwork.samplers.integrators import Grid
-from bgwork.spaces import Space
-from bgwork.system import Count, Positive, Section
+from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1, strict=False)]
@@ -34,8 +33,8 @@ class MultiHopSection(Section):
     r_max: Positive = 6.0
     softening: Positive
 
-    def build(self, space: Space) -> nn.Module:
-        return MultiHop(space.n, space.d, MultiHopConfig(**self.model_dump(exclude={"kind"})))
+    def build(self, system: System) -> nn.Module:
+        return MultiHop(system.space.n, system.space.d, MultiHopConfig(**self.model_dump(exclude={"kind"})))
 
 
 class EGNNSection(Section):
@@ -45,8 +44,8 @@ class EGNNSection(Section):
     layers: Count = 4
     hidden: Count = 64
 
-    def build(self, space: Space) -> nn.Module:
-        return EGNN(space.n, space.d, layers=self.layers, hidden=self.hidden)
+    def build(self, system: System) -> nn.Module:
+        return EGNN(system.space.n, system.space.d, layers=self.layers, hidden=self.hidden)
 
 
 class MLPSection(Section):
@@ -57,8 +56,8 @@ class MLPSection(Section):
     depth: Count = 4
     scale: Positive = 1.0
 
-    def build(self, space: Space) -> nn.Module:
-        return MLP(space.n, space.d, hidden=self.hidden, depth=self.depth, scale=self.scale)
+    def build(self, system: System) -> nn.Module:
+        return MLP(system.space.n, system.space.d, hidden=self.hidden, depth=self.depth, scale=self.scale)
 
 
 FieldSection = Annotated[MultiHopSection | EGNNSection | MLPSection, Field(discriminator="kind")]
