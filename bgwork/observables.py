@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bgwork.geometry import torsions
+
 LONG = 4.0  # the top of the double well's barrier, in the length unit of DW4
 
 
@@ -54,9 +56,7 @@ def n_long_is(x: Tensor, *, count: int, cutoff: float = LONG) -> Tensor:
 
 
 def dihedral(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
-    """Torsion angle about the middle bond of four atoms, [B] in (-pi, pi], positive clockwise looking along the bond (IUPAC 1974).
-
-    phi = atan2(|b2| b1 . (b2 x b3), (b1 x b2) . (b2 x b3)), b the three successive bond vectors (Blondel & Karplus 1996).
+    """Torsion angle about the middle bond of four atoms, [B] in (-pi, pi]; see `geometry.torsions`.
 
     Args:
         x: configurations [B, n, 3].
@@ -66,9 +66,7 @@ def dihedral(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
     """
     if x.shape[2] != 3:
         raise ValueError(f"dihedral angles need three dimensions, got x of shape {tuple(x.shape)}")
-    b1, b2, b3 = x.double()[:, atoms, :].diff(dim=1).unbind(1)
-    normal = torch.linalg.cross(b2, b3)
-    return torch.atan2(b2.norm(dim=1) * (b1 * normal).sum(1), (torch.linalg.cross(b1, b2) * normal).sum(1))
+    return torsions(x.double(), torch.tensor([atoms], device=x.device))[:, 0]
 
 
 def rmsd(x: Tensor, *, reference: Tensor) -> Tensor:
