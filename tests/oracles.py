@@ -163,3 +163,34 @@ def binomial_bounds(n: int, p: float, z: float = 4.0) -> tuple[float, float]:
     """Bounds that the number of successes among n trials of probability p leaves with probability below 1e-4 (z = 4)."""
     spread = z * math.sqrt(n * p * (1 - p))
     return n * p - spread, n * p + spread
+
+
+@dataclass
+class TwoWells(_Counted):
+    """exp(-offset) times a mixture of N(-shift e_1, std^2) and N(+shift e_1, std^2) in R^d, so that log Z = -offset.
+
+    From a wide Gaussian nearly all draws weigh nothing as d grows, and no local move crosses from one well to the other.
+    """
+
+    d: int = 10
+    shift: float = 3.0
+    std: float = 0.5
+    right: float = 0.3
+    offset: float = -4.0
+    name: str = "two-wells-oracle"
+
+    @property
+    def space(self) -> Space:
+        return Euclidean(n=1, d=self.d)
+
+    @property
+    def log_z(self) -> float:
+        return -self.offset
+
+    def energy(self, x: Tensor) -> Tensor:
+        centre = x.new_zeros(self.d)
+        centre[0] = self.shift
+        squares = torch.stack([(x[:, 0] + centre).square().sum(1), (x[:, 0] - centre).square().sum(1)], 1)
+        log_weights = x.new_tensor([1 - self.right, self.right]).log()
+        normaliser = 0.5 * self.d * math.log(2 * math.pi * self.std**2)
+        return self.offset + normaliser - torch.logsumexp(log_weights - squares / (2 * self.std**2), 1)
