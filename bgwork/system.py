@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
 
 import bgwork
 from bgwork import store
+from bgwork.molecule import ForceFieldSection, MetadynamicsSection, molecular_observables, read_topology
 from bgwork.observables import OBSERVABLES
 from bgwork.priors import Gaussian
 from bgwork.protocols import Prior, Target
 from bgwork.records import Estimate, Proposal
 from bgwork.spaces import Space
 from bgwork.targets.energies import ENERGIES, Count, DoubleWellSection, GaussianMixtureSection, LennardJonesSection, Positive, Section
+from bgwork.topology import Topology
 
 PACKAGE = Path(bgwork.__file__).parent
 
@@ -54,7 +58,7 @@ class PriorSection(Section):
 
 
 class ReferenceSection(Section):
-    """[reference]: how equilibrium data are made (`bgwork.reference`).
+    """[reference] by Markov chains: how equilibrium data are made (`bgwork.reference`).
 
     Attributes:
         sampler: "hmc", "parallel-tempering", or "exact" where the target can be drawn from directly.
@@ -94,21 +98,31 @@ class SystemFile(Section):
     observables: list[str]
     basins: str | None = None
     space: SpaceSection
-    energy: LennardJonesSection | DoubleWellSection | GaussianMixtureSection = Field(discriminator="form")
+    energy: LennardJonesSection | DoubleWellSection | GaussianMixtureSection | ForceFieldSection = Field(discriminator="form")
     engines: EnginesSection
     prior: PriorSection
-    reference: ReferenceSection
+    reference: ReferenceSection | MetadynamicsSection = Field(discriminator="sampler")
 
     @model_validator(mode="after")
     def _fits(self) -> SystemFile:
-        unknown = [name for name in [*self.observables, self.basins or "u"] if name != "u" and name not in OBSERVABLES]
-        if unknown:
-            raise ValueError(f"unknown observables {', '.join(unknown)}; known are u, {', '.join(OBSERVABLES)}")
+        molecular = isinstance(self.energy, ForceFieldSection)
         if self.engines.target == "openmm" and not hasattr(self.energy, "openmm"):
             raise ValueError(f"an energy of form {self.energy.form!r} has no OpenMM engine; set engines.target to \"torch\"")
+        if isinstance(self.reference, MetadynamicsSection) != molecular:
+            raise ValueError(f"an energy of form {self.energy.form!r} does not go with reference.sampler = {self.reference.sampler!r}")
+        if molecular:
+            return self._fits_molecule()
         built = self.energy.torch(self.space.build(), self.name).space
         if built != self.space.build():
             raise ValueError(f"an energy of form {self.energy.form!r} lives on {built}, not on {self.space.build()}")
+        return self
+
+    def _fits_molecule(self) -> SystemFile:
+        if (self.space.kind, self.space.d, self.length_unit) != ("mean-free", 3, "nm"):
+            raise ValueError("molecules live on mean-free space in three dimensions and are measured in nm")
+        if self.reference.temperatures[0] != self.energy.temperature:
+            raise ValueError(f"reference.temperatures start at {self.reference.temperatures[0]} K, "
+                             f"but energy.temperature is {self.energy.temperature} K; make them equal")
         return self
 
 
@@ -123,7 +137,8 @@ class System:
         differentiable_target: its torch twin, for training and Markov chains; counted apart.
         prior: where generators start.
         references: equilibrium averages by observable, with "u" and "virial"; empty if there are none.
-        observables: names of what is reported: "u" and keys of `bgwork.observables.OBSERVABLES`.
+        observables: names of what is reported: "u" and keys of `functions`.
+        functions: every observable that is known for it, by name: `bgwork.observables.OBSERVABLES` and, for a molecule, its torsions.
         basins: the observable whose (integer) value says in which basin a configuration lies, or None.
         path: its folder.
         length_unit: of all configurations.
@@ -131,6 +146,8 @@ class System:
         description: one line.
         source: where form and constants come from.
         reference: how equilibrium data are made.
+        topology: atoms and bonds of a molecule, None for clusters.
+        structure: [n, 3] the structure in its PDB file, in the length unit; None for clusters.
     """
 
     name: str
@@ -140,13 +157,16 @@ class System:
     prior: Prior
     references: dict[str, Estimate]
     observables: tuple[str, ...]
+    functions: Mapping[str, Callable[[Tensor], Tensor]]
     basins: str | None
     path: Path
     length_unit: str
     energy: str
     description: str
     source: str
-    reference: ReferenceSection
+    reference: ReferenceSection | MetadynamicsSection
+    topology: Topology | None = None
+    structure: Tensor | None = None
 
 
 def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> System:
@@ -162,13 +182,19 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
     file = _read(path / "system.toml")
     if file.name != path.resolve().name:
         raise SystemError(f"{path / 'system.toml'}: name = {file.name!r}, but its folder is {path.resolve().name!r}; make them equal")
-    space = file.space.build()
-    build_target = getattr(file.energy, file.engines.target)
+    space, energy, topology, structure = file.space.build(), file.energy, None, None
+    if isinstance(energy, ForceFieldSection):
+        energy = energy.within(path)
+        topology, positions = read_topology(energy)
+        structure = space.project(positions[None])[0]
+    functions = OBSERVABLES | (molecular_observables(topology, structure) if topology else {})
+    _check_observables(file, functions, path / "system.toml")
     return System(
-        name=file.name, space=space, target=build_target(space, file.name), differentiable_target=file.energy.torch(space, file.name),
-        prior=Gaussian(space=space, std=file.prior.std), references=_read_references(path / "reference.json"),
-        observables=tuple(file.observables), basins=file.basins, path=path, length_unit=file.length_unit, energy=file.energy.form,
-        description=file.description, source=file.source, reference=file.reference)
+        name=file.name, space=space, target=getattr(energy, file.engines.target)(space, file.name),
+        differentiable_target=energy.torch(space, file.name), prior=Gaussian(space=space, std=file.prior.std),
+        references=_read_references(path / "reference.json"), observables=tuple(file.observables), functions=functions, basins=file.basins,
+        path=path, length_unit=file.length_unit, energy=energy.form, description=file.description, source=file.source,
+        reference=file.reference, topology=topology, structure=structure)
 
 
 def list_systems(*, folder: Path | None = None) -> tuple[str, ...]:
@@ -189,6 +215,12 @@ def reference_samples(system: System) -> Proposal:
     if not isinstance(samples, Proposal) or samples.space != system.space:
         raise SystemError(f"{path} does not hold plain configurations of {system.name} on {system.space}")
     return samples
+
+
+def _check_observables(file: SystemFile, functions: Mapping[str, object], path: Path) -> None:
+    unknown = [name for name in [*file.observables, file.basins or "u"] if name != "u" and name not in functions]
+    if unknown:
+        raise SystemError(f"{path}: unknown observables {', '.join(unknown)}; known are u, {', '.join(functions)}")
 
 
 def _roots(folder: Path | None) -> list[Path]:
@@ -236,11 +268,13 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 def _allowed(table: list[str]) -> list[str]:
-    """Field names of a table of system.toml; [energy] has those of its form."""
+    """Field names of a table of system.toml; [energy] and [reference] have those of their form and sampler."""
     if not table:
         return list(SystemFile.model_fields)
-    section = ENERGIES[table[1]] if table[0] == "energy" else SystemFile.model_fields[table[0]].annotation
-    return list(section.model_fields)
+    forms = ENERGIES | {"force-field": ForceFieldSection, "metadynamics": MetadynamicsSection}
+    if table[0] in ("energy", "reference"):
+        return list(forms.get(table[1], ReferenceSection).model_fields)
+    return list(SystemFile.model_fields[table[0]].annotation.model_fields)
 
 
 def _read_references(path: Path) -> dict[str, Estimate]:

@@ -89,7 +89,7 @@ def test_unknown_system_suggests_a_near_one():
     ("r0 = 4.0", "r0 = true", r"energy\.double-well\.r0: "),
     ("n = 4", "n = 4.5", r"space\.n: .*integer.*got 4\.5"),
     ("r0 = 4.0", "r0 = 4.0\nr1 = 5.0", r"energy\.double-well\.r1: unknown key; allowed here: form, quartic, quadratic, r0"),
-    ("thin = 10", "thining = 10", r"reference\.thining: unknown key; allowed here: sampler, chains, .*thin, "),
+    ("thin = 10", "thining = 10", r"reference\.parallel-tempering\.thining: unknown key; allowed here: sampler, chains, .*thin, "),
     ("length_unit", "lenght_unit", r"lenght_unit: unknown key; allowed here: name, description, .*length_unit"),
     ('"double-well"', '"triple-well"', r"energy: .*'triple-well'.*'lennard-jones', 'double-well'"),
     ('"mean-free"', '"torus"', r"space\.kind: .*'mean-free' or 'euclidean'.*got 'torus'"),

@@ -65,6 +65,10 @@ class OpenMMTarget(CountedTarget):
         self._context: openmm.Context | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
 
+    def system(self) -> openmm.System:
+        """A copy of the System, to run dynamics on or to add forces to."""
+        return openmm.XmlSerializer.deserialize(self.xml)
+
     def _energy(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return _Energy.apply(x, self)

@@ -1,0 +1,170 @@
+"""Molecules as systems: their tables of system.toml, their topology, and the observables that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import openmm
+import torch
+from openmm import app
+from pydantic import Field
+from torch import Tensor
+
+from bgwork import units
+from bgwork.observables import dihedral
+from bgwork.protocols import Target
+from bgwork.spaces import Space
+from bgwork.targets.energies import Count, Positive, Section
+from bgwork.targets.force_fields import ForceFieldError, molecule_system, positions_nm, read_pdb
+from bgwork.targets.molecular_mechanics import MolecularMechanics
+from bgwork.targets.openmm import OpenMMTarget
+from bgwork.topology import Stereocentre, Topology, backbone_torsions, same_chirality, stereocentres
+
+POSITIVE_PHI = (0.0, 2.0)  # rad: the basin that plain dynamics hardly visits
+
+Observable = Callable[[Tensor], Tensor]
+
+
+class ForceFieldSection(Section):
+    """[energy] with form = "force-field".
+
+    Attributes:
+        topology: PDB file with every atom, in the order of the configurations; relative to the system's folder.
+        forcefield: files shipped with OpenMM, or paths.
+        solvent: "vacuum" or "obc2".
+        temperature: in K; u = U/RT.
+    """
+
+    form: Literal["force-field"]
+    topology: str
+    forcefield: Annotated[list[str], Field(min_length=1)]
+    solvent: Literal["vacuum", "obc2"]
+    temperature: Positive
+
+    def within(self, folder: Path) -> ForceFieldSection:
+        """The same with the PDB file's path from the system's folder."""
+        return self.model_copy(update={"topology": str(folder / self.topology)})
+
+    def pdb(self) -> app.PDBFile:
+        return read_pdb(Path(self.topology))
+
+    def system(self) -> openmm.System:
+        """The OpenMM System, unconstrained."""
+        return molecule_system(self.pdb(), forcefield=self.forcefield, solvent=self.solvent)
+
+    def torch(self, space: Space, name: str) -> Target:
+        return MolecularMechanics(self.system(), space=space, kT=units.kT(self.temperature), name=name)
+
+    def openmm(self, space: Space, name: str) -> Target:
+        return OpenMMTarget(self.system(), space=space, kT=units.kT(self.temperature), name=name)
+
+
+class MetadynamicsSection(Section):
+    """[reference] with sampler = "metadynamics": how equilibrium data of a molecule are made (`bgwork.reference_md`).
+
+    Attributes:
+        chains: independent walkers under the frozen bias.
+        draws: equilibrium configurations per walker that are asked for by default.
+        burn_in: time steps of each walker that are discarded.
+        thin: time steps between kept configurations of a walker.
+        surplus: configurations kept under the bias for each one that is handed over.
+        decorrelation: time steps of unbiased dynamics that each resampled configuration is moved on by.
+        time_step: in ps.
+        friction: in 1/ps.
+        filling: time steps of metadynamics.
+        level: height in kT that the frozen bias leaves of every barrier and basin above the lowest one.
+        temperatures: ladder of the replica exchange that cross-checks, in K; the first is the system's.
+        exchange: time steps between exchanges.
+        exchanges: rounds of exchange of each ladder.
+        ladders: independent replica exchanges.
+    """
+
+    sampler: Literal["metadynamics"]
+    chains: Annotated[int, Field(ge=4)] = 20
+    draws: Count = 5000
+    burn_in: Annotated[int, Field(ge=0)] = 50_000
+    thin: Count = 100
+    surplus: Count = 3
+    decorrelation: Count = 100
+    time_step: Positive = 0.001
+    friction: Positive = 1.0
+    filling: Count = 3_000_000
+    level: Positive = 3.0
+    temperatures: Annotated[list[Positive], Field(min_length=2)] = [300.0, 360.0, 430.0, 515.0, 620.0]
+    exchange: Count = 500
+    exchanges: Count = 2000
+    ladders: Annotated[int, Field(ge=4)] = 4
+
+
+def read_topology(section: ForceFieldSection) -> tuple[Topology, Tensor]:
+    """Atoms and bonds of the section's PDB file, and its structure [n, 3] in nm."""
+    pdb = section.pdb()
+    return topology_of(pdb.topology, Path(section.topology)), torch.tensor(positions_nm(pdb), dtype=torch.float64)
+
+
+def topology_of(topology: app.Topology, path: Path) -> Topology:
+    """OpenMM's topology as plain data.
+
+    Raises:
+        ForceFieldError: if an atom has no element, or no atom is bonded to another.
+    """
+    atoms = list(topology.atoms())
+    nameless = [atom.name for atom in atoms if atom.element is None]
+    if nameless:
+        raise ForceFieldError(f"{path}: the elements of {', '.join(nameless)} are unknown; fill in columns 77-78 of the PDB file")
+    bonds = sorted((min(a.index, b.index), max(a.index, b.index)) for a, b in topology.bonds())
+    if len(atoms) > 1 and not bonds:
+        raise ForceFieldError(f"{path}: no bonds are known; give residues of the force field their standard names, or add CONECT records")
+    return Topology(
+        names=tuple(atom.name for atom in atoms), elements=tuple(atom.element.symbol for atom in atoms),
+        residues=tuple(atom.residue.name for atom in atoms), residue_of=tuple(atom.residue.index for atom in atoms),
+        bonds=tuple(dict.fromkeys(bonds)), path=path)
+
+
+def molecular_observables(topology: Topology, reference: Tensor) -> dict[str, Observable]:
+    """Observables by name: phi_positive (1 where 0 < phi <= 2 rad), cos and sin of every backbone torsion, phi_basin, same_chirality.
+
+    phi_basin is an integer: bit k is set where the k-th phi is positive in this sense.
+
+    Args:
+        topology: of the molecule.
+        reference: [n, 3] a structure with the right handedness.
+    """
+    torsions = backbone_torsions(topology)
+    functions: dict[str, Observable] = {}
+    for name, atoms in torsions.items():
+        functions |= {f"{name}_cos": partial(_cosine, atoms=atoms), f"{name}_sin": partial(_sine, atoms=atoms)}
+    phis = tuple(atoms for name, atoms in torsions.items() if name.startswith("phi"))
+    functions |= {f"{name}_positive": partial(positive_phi, atoms=atoms) for name, atoms in torsions.items() if name.startswith("phi")}
+    if phis:
+        functions["phi_basin"] = partial(phi_basin, phis=phis)
+    centres = stereocentres(topology, reference)
+    if centres:
+        functions["same_chirality"] = partial(_same_chirality, centres=centres)
+    return functions
+
+
+def positive_phi(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
+    """1 where 0 < phi <= 2 rad, else 0, [B]; its average is that basin's population."""
+    phi = dihedral(x, atoms=atoms)
+    return ((phi > POSITIVE_PHI[0]) & (phi <= POSITIVE_PHI[1])).double()
+
+
+def phi_basin(x: Tensor, *, phis: tuple[tuple[int, int, int, int], ...]) -> Tensor:
+    """Sum over k of 2^k where the k-th phi lies in (0, 2] rad, [B]."""
+    return sum(2**k * positive_phi(x, atoms=atoms) for k, atoms in enumerate(phis))
+
+
+def _cosine(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
+    return dihedral(x, atoms=atoms).cos()
+
+
+def _sine(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
+    return dihedral(x, atoms=atoms).sin()
+
+
+def _same_chirality(x: Tensor, *, centres: tuple[Stereocentre, ...]) -> Tensor:
+    return same_chirality(x, centres).double()
