@@ -264,7 +264,8 @@ def restore(job: TrainingJob, state: TrainingState) -> None:
         for name, p in state.model.named_parameters():
             p.data.copy_(tensors[f"model.{name}"])
             state.average[name].copy_(tensors[f"average.{name}"])
-            state.optimiser.state[p] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            if p.requires_grad:
+                state.optimiser.state[p] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         if job.source:
             held = {name: value for name, value in tensors.items() if name.startswith("source.")}
             job.source.load_state_dict({name.removeprefix("source."): value for name, value in held.items()})

@@ -10,11 +10,22 @@ from bgwork.fields.divergence import Hutchinson, rademacher
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
+from bgwork.fields.species import Species
 from bgwork.protocols import Field
 
 
 def multihop(n, d, hops):
     return MultiHop(n, d, MultiHopConfig(hidden=8, message=6, vectors=4, hops=hops, node_hidden=10, n_basis=6))
+
+
+def molecular(n, d, hops, chiral):
+    generator = torch.Generator().manual_seed(n)
+    node = torch.arange(n) % 3
+    low, high = torch.minimum(node[:, None], node), torch.maximum(node[:, None], node)
+    centre, spread = (low + torch.rand(9, generator=generator) for low in (0.5, 0.05))
+    species = Species(node=node, pair=low * 3 + high, centre=centre, spread=spread)
+    sizes = MultiHopConfig(hidden=8, message=6, vectors=4, hops=hops, node_hidden=10, n_basis=6, kind_basis=8, chiral=chiral)
+    return MultiHop(n, d, sizes, species=species)
 
 
 FIELDS = {
@@ -27,8 +38,11 @@ FIELDS = {
     "two hops 4x3": lambda: multihop(4, 3, 2),
     "three hops 4x3": lambda: multihop(4, 3, 3),
     "three hops 2x2": lambda: multihop(2, 2, 3),
+    "species 5x2": lambda: molecular(5, 2, 2, chiral=False),
+    "species, chiral, one hop 5x3": lambda: molecular(5, 3, 1, chiral=True),
+    "species, chiral, two hops 5x3": lambda: molecular(5, 3, 2, chiral=True),
 }
-SYMMETRIC = [name for name in FIELDS if not name.startswith("mlp")]
+SYMMETRIC = [name for name in FIELDS if not name.startswith(("mlp", "species"))]
 every_field = pytest.mark.parametrize("name", FIELDS)
 
 
@@ -110,7 +124,7 @@ def trace(jacobian):
 
 
 def parameter_gradients(scalar, field):
-    parameters = list(field.parameters())
+    parameters = [p for p in field.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(scalar, parameters, allow_unused=True, retain_graph=True)
     return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)])
 
@@ -127,6 +141,37 @@ def test_equivariance(name):
         v_moved, divergence_moved = field.value_and_divergence(t, moved)
         torch.testing.assert_close(v_moved, expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(divergence_moved, divergence, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if "chiral" in name])
+def test_a_chiral_field_turns_with_rotations_and_sees_reflections(name):
+    field = make(name)
+    t, x = batch(field)
+    v = field(t, x)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64))[0]
+    rotation = rotation * rotation.det()
+    torch.testing.assert_close(field(t, x @ rotation.T), v @ rotation.T, rtol=0, atol=1e-10)
+    assert (field(t, -x) + v).abs().max() > 1e-6
+
+
+def test_only_particles_of_one_kind_are_exchangeable():
+    field = make("species, chiral, two hops 5x3")
+    t, x = batch(field)
+    same, other = torch.tensor([3, 1, 2, 0, 4]), torch.tensor([1, 0, 2, 3, 4])
+    torch.testing.assert_close(field(t, x[:, same]), field(t, x)[:, same], rtol=0, atol=1e-10)
+    assert (field(t, x[:, other]) - field(t, x)[:, other]).abs().max() > 1e-6
+
+
+def test_species_that_do_not_fit_are_refused():
+    kinds = {"node": torch.zeros(3, dtype=torch.int64), "centre": torch.ones(1), "spread": torch.ones(1)}
+    with pytest.raises(ValueError, match="symmetric"):
+        Species(pair=torch.tensor([[0, 0, 0], [0, 0, 0], [0, 1, 0]]), **kinds)
+    with pytest.raises(ValueError, match="spreads"):
+        Species(pair=torch.zeros(3, 3, dtype=torch.int64), **{**kinds, "spread": torch.zeros(1)})
+    with pytest.raises(ValueError, match="do not fit a field of 4"):
+        MultiHop(4, 3, species=Species(pair=torch.zeros(3, 3, dtype=torch.int64), **kinds))
+    with pytest.raises(ValueError, match="three dimensions"):
+        MultiHop(4, 2, MultiHopConfig(chiral=True))
 
 
 @every_field

@@ -14,6 +14,10 @@ re-evaluated per coordinate.
     readout:  phi_ij = w . silu(W silu(P h_i + Q h_j + R f_ij + A [V_i.u_ij, V_j.u_ij, V_i.V_j]))
               v_i = 1/n sum_j phi_ij r_ij + sum_c gamma_c(h_i) V_ic, minus its mean over i
 In the first hop b = 1 and there are no V_j. Vectors V are [B, n, d, C]; the field is E(d)-equivariant and permutation-equivariant.
+
+Molecules add (`species`): f_ij knows the kind of pair and its distance on that kind's own scale, phi_ij gains a term of that distance and
+the time alone, node networks know the kind of particle; and, if chiral, pseudo-scalars (M4 V_k) . (M5 V_k x M6 V_k), which change sign
+under reflections, so that the field is equivariant under rotations only.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from torch.nn.functional import silu
 
 from bgwork.fields import multihop_derivatives
 from bgwork.fields.radial import Pairs, RadialFeatures, TimeFeatures, pairs_of
+from bgwork.fields.species import PairForces, PairScale, Species
 
 TIME_WIDTH = 16
 
@@ -44,6 +49,8 @@ class MultiHopConfig:
         n_basis, r_max: radial Gaussians on [0, r_max] (length unit of the system).
         softening: length below which distances and directions are smoothed.
         times: number of times that t holds; with more than one, t is [times] or [B, times].
+        kind_basis: Gaussians on each pair kind's own scale, for fields with species.
+        chiral: pseudo-scalars at nodes, in three dimensions.
     """
 
     hidden: int = 64
@@ -55,6 +62,8 @@ class MultiHopConfig:
     r_max: float = 6.0
     softening: float = 0.25
     times: int = 1
+    kind_basis: int = 24
+    chiral: bool = False
 
 
 class NodeState(NamedTuple):
@@ -70,25 +79,35 @@ class HopTrace(NamedTuple):
     messages: tuple[Tensor, Tensor, Tensor] | None
     before: NodeState | None
     V: Tensor  # after dV, before the gate
-    mixed: tuple[Tensor, Tensor, Tensor]
+    mixed: tuple[Tensor, ...]  # M1 V .. M3 V, or M1 V .. M6 V if chiral
     hidden: Tensor  # pre-activation of the node network
     out: Tensor  # pre-activation of h, [B, n, H]
     gate: Tensor  # [B, n, C]
 
 
+class PairFeatures(NamedTuple):
+    """What is known of a pair before any hop: features f [B, n, n, H] and the part of phi that depends on its kind [B, n, n, 1] or zero."""
+
+    f: Tensor
+    force: Tensor | float
+
+
 class Hop(nn.Module):
     """One hop: filters, messages and the node network."""
 
-    def __init__(self, config: MultiHopConfig, *, first: bool) -> None:
+    def __init__(self, config: MultiHopConfig, *, first: bool, species: Species | None = None) -> None:
         super().__init__()
         H, S, C = config.hidden, config.message, config.vectors
-        self.first, self.S, self.C, self.H = first, S, C, H
+        self.first, self.S, self.C, self.H, self.chiral = first, S, C, H, config.chiral
         self.filters = nn.Linear(H, S + C + (0 if first else C))
         self.send = None if first else nn.Linear(H, S + 2 * C)
-        self.mix = nn.Linear(C, 3 * C, bias=False)
-        self.node_in = nn.Linear(S + 2 * C + (0 if first else H), config.node_hidden)
+        self.mix = nn.Linear(C, 6 * C if config.chiral else 3 * C, bias=False)
+        self.invariants = S + 2 * C + (C if config.chiral else 0)
+        self.node_in = nn.Linear(self.invariants + (0 if first else H), config.node_hidden)
         self.node_time = nn.Linear(TIME_WIDTH, config.node_hidden, bias=False)
         self.node_out = nn.Linear(config.node_hidden, H + C)
+        self.node_kind = None if species is None else nn.Embedding(int(species.node.max()) + 1, config.node_hidden)
+        self.register_buffer("kinds", None if species is None else species.node.clone(), persistent=False)
 
     def aggregate(self, f: Tensor, pairs: Pairs, state: NodeState | None, mask: Tensor) -> tuple[Tensor, Tensor, tuple | None]:
         """Sums over neighbours (s [B, n, S], dV [B, n, d, C]) and the messages that went into them."""
@@ -106,9 +125,11 @@ class Hop(nn.Module):
     def forward(self, f: Tensor, pairs: Pairs, state: NodeState | None, temb: Tensor, mask: Tensor) -> tuple[NodeState, HopTrace]:
         s, dV, messages = self.aggregate(f, pairs, state, mask)
         V = dV if state is None else state.V + dV
-        W1, W2, W3 = mixed = self.mix(V).split(self.C, -1)
-        z = torch.cat([s, (W1 * W2).sum(2), (V * V).sum(2)] + ([] if state is None else [state.h]), -1)
-        hidden = self.node_in(z) + self.node_time(temb)[:, None]
+        W1, W2, W3, *triple = mixed = self.mix(V).split(self.C, -1)
+        z = [s, (W1 * W2).sum(2), (V * V).sum(2)]
+        z += [(triple[0] * torch.linalg.cross(triple[1], triple[2], dim=2)).sum(2)] if self.chiral else []
+        hidden = self.node_in(torch.cat(z if state is None else [*z, state.h], -1)) + self.node_time(temb)[:, None]
+        hidden = hidden if self.node_kind is None else hidden + self.node_kind(self.kinds)
         out, gate = self.node_out(silu(hidden)).split([self.H, self.C], -1)
         h = silu(out) if state is None else silu(out) + state.h
         new = NodeState(h, V + gate[:, :, None] * W3)
@@ -135,43 +156,71 @@ class PairReadout(nn.Module):
         products = torch.cat([Vi, Vj, torch.einsum("bidc,bjdc->bijc", V, V)], -1)
         return self.P(h)[:, :, None] + self.Q(h)[:, None] + self.R(f) + self.A(products)
 
-    def forward(self, f: Tensor, pairs: Pairs, state: NodeState, mask: Tensor) -> Tensor:
-        phi = self.out(silu(self.hidden(silu(self.first_layer(f, pairs.u, state))))) * mask
-        n = f.shape[1]
+    def forward(self, features: PairFeatures, pairs: Pairs, state: NodeState, mask: Tensor) -> Tensor:
+        phi = (self.out(silu(self.hidden(silu(self.first_layer(features.f, pairs.u, state))))) + features.force) * mask
+        n = features.f.shape[1]
         v = (phi * pairs.r).sum(2) / n + torch.einsum("bidc,bic->bid", state.V, self.gamma(state.h))
         return v - v.mean(1, keepdim=True)
 
 
 class MultiHop(nn.Module):
-    """Velocity field v(t, x) of n identical particles in d dimensions (see the module's formulae).
+    """Velocity field v(t, x) of n particles in d dimensions (see the module's formulae).
 
     Args:
         n, d: particles and dimensions.
         config: sizes; the defaults suit clusters of 4 to 60 particles.
+        species: kinds of particles and of pairs; without it all particles are identical.
 
     Example:
         >>> field = MultiHop(13, 3, MultiHopConfig(hops=2))
         >>> v, div = field.value_and_divergence(torch.tensor(0.5), torch.randn(8, 13, 3))
     """
 
-    def __init__(self, n: int, d: int, config: MultiHopConfig | None = None) -> None:
+    def __init__(self, n: int, d: int, config: MultiHopConfig | None = None, *, species: Species | None = None) -> None:
         super().__init__()
-        self.n, self.d, self.config = n, d, config or MultiHopConfig()
-        if self.config.hops < 1:
-            raise ValueError(f"a multi-hop field needs at least one hop, got hops = {self.config.hops}")
-        self.time = TimeFeatures(TIME_WIDTH, self.config.times)
-        self.radial = RadialFeatures(self.config.hidden, self.config.n_basis, self.config.r_max, TIME_WIDTH)
-        self.hops = nn.ModuleList([Hop(self.config, first=k == 0) for k in range(self.config.hops)])
-        self.readout = PairReadout(self.config)
+        self.n, self.d, self.config, self.typed = n, d, config or MultiHopConfig(), species is not None
+        c = self.config
+        if c.hops < 1:
+            raise ValueError(f"a multi-hop field needs at least one hop, got hops = {c.hops}")
+        if c.chiral and d != 3:
+            raise ValueError(f"pseudo-scalars need three dimensions, got d = {d}; set chiral = false")
+        if species is not None and len(species.node) != n:
+            raise ValueError(f"species of {len(species.node)} particles do not fit a field of {n}")
+        self.time = TimeFeatures(TIME_WIDTH, c.times)
+        self.radial = RadialFeatures(c.hidden, c.n_basis, c.r_max, TIME_WIDTH)
+        self.hops = nn.ModuleList([Hop(c, first=k == 0, species=species) for k in range(c.hops)])
+        self.readout = PairReadout(c)
         self.register_buffer("mask", (1 - torch.eye(n)).view(1, n, n, 1), persistent=False)
+        if species is not None:
+            self.scale = PairScale(species, c.kind_basis)
+            self.pair_kind = nn.Embedding(len(species.centre), c.hidden)
+            self.of_scaled, self.forces = nn.Linear(c.kind_basis, c.hidden, bias=False), PairForces(species, c.kind_basis, TIME_WIDTH)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """v [B, n, d] for t scalar or [B] and x [B, n, d]."""
         temb, pairs, state = self.time(t, len(x)), pairs_of(x.to(self.mask.dtype), self.config.softening), None
-        f = self.radial(pairs.dist, temb)
+        features = self.pair_features(pairs.dist, temb)
         for hop in self.hops:
-            state, _ = hop(f, pairs, state, temb, self.mask)
-        return self.readout(f, pairs, state, self.mask)
+            state, _ = hop(features.f, pairs, state, temb, self.mask)
+        return self.readout(features, pairs, state, self.mask)
+
+    def pair_features(self, dist: Tensor, temb: Tensor) -> PairFeatures:
+        """From distances [B, n, n, 1] and time features."""
+        if not self.typed:
+            return PairFeatures(self.radial(dist, temb), 0.0)
+        basis = self.scale(dist)
+        f = self.radial(dist, temb, self.of_scaled(basis) + self.pair_kind(self.scale.pair))
+        return PairFeatures(f, self.forces(basis, temb))
+
+    def pair_features_and_slopes(self, dist: Tensor, temb: Tensor) -> tuple[PairFeatures, PairFeatures]:
+        """The same and their derivatives with respect to dist."""
+        if not self.typed:
+            f, slope = self.radial.value_and_slope(dist, temb)
+            return PairFeatures(f, 0.0), PairFeatures(slope, 0.0)
+        basis, basis_slope = self.scale.value_and_slope(dist)
+        of_kind = self.of_scaled(basis) + self.pair_kind(self.scale.pair)
+        f, slope = self.radial.value_and_slope(dist, temb, of_kind, self.of_scaled(basis_slope))
+        return PairFeatures(f, self.forces(basis, temb)), PairFeatures(slope, self.forces(basis_slope, temb))
 
     def value_and_divergence(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """v [B, n, d] and its exact divergence [B]."""

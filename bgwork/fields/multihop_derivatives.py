@@ -28,7 +28,9 @@ def value_and_divergence(field: MultiHop, t: Tensor, x: Tensor) -> tuple[Tensor,
     y, slope2 = silu_and_slope(ro.hidden(p))
     dp = pair_tangent(field, geo, state, J) * slope
     dphi = (nn.functional.linear(dp, ro.hidden.weight) * slope2) @ ro.out.weight[0]
-    phi, gamma = ro.out(y) * field.mask, ro.gamma(state.h)
+    if field.typed:
+        dphi = dphi + (geo.force_slope * geo.d_dist[:, 0, ..., None])[..., 0]
+    phi, gamma = (ro.out(y) + geo.force) * field.mask, ro.gamma(state.h)
     v = (phi * geo.pairs.r).sum(2) / n + torch.einsum("bidc,bic->bid", state.V, gamma)
     own_gamma = nn.functional.linear(J.h[:, :, n:], ro.gamma.weight)
     div = (field.d * phi.sum((1, 2, 3)) + (dphi * field.mask[..., 0]).sum((1, 2))) / n
@@ -73,9 +75,9 @@ def pair_adjoint(field: MultiHop, geo: Geometry, state: NodeState) -> tuple[Tens
     Vi_bar = a[:, :, :, None] * u[..., None] + c[:, :, :, None] * V[:, None]
     Vj_bar = b[:, :, :, None] * u[..., None] + c[:, :, :, None] * V[:, :, None]
     u_bar = torch.einsum("bijc,biac->bija", a, V) + torch.einsum("bijc,bjac->bija", b, V)
-    dist_bar = ((p_bar @ ro.R.weight) * geo.f_slope).sum(-1, keepdim=True)
+    dist_bar = ((p_bar @ ro.R.weight) * geo.f_slope).sum(-1, keepdim=True) + geo.force_slope
     r_bar = dist_bar * u + (u_bar - u * (u * u_bar).sum(-1, keepdim=True)) / dist
-    return ro.out(y) * field.mask, PairAdjoint(p_bar @ ro.P.weight, p_bar @ ro.Q.weight, Vi_bar, Vj_bar, r_bar)
+    return (ro.out(y) + geo.force) * field.mask, PairAdjoint(p_bar @ ro.P.weight, p_bar @ ro.Q.weight, Vi_bar, Vj_bar, r_bar)
 
 
 def value_and_jacobian(field: MultiHop, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,7 @@ class Geometry(NamedTuple):
 
     Attributes:
         pairs, f, f_slope: as in the forward pass, [B, i, j, .].
+        force, force_slope: the part of phi that depends on the kind of pair, [B, i, j, 1] or zero.
         u: direction u_ki,e as [B, 1, k, e, i].
         uu: u_a u_e as [B, 1, k, a, e, i].
         dist: [B, 1, k, i].
@@ -61,6 +62,8 @@ class Geometry(NamedTuple):
     pairs: Pairs
     f: Tensor
     f_slope: Tensor
+    force: Tensor | float
+    force_slope: Tensor | float
     u: Tensor
     uu: Tensor
     dist: Tensor
@@ -70,10 +73,10 @@ class Geometry(NamedTuple):
 
 def geometry(field: MultiHop, temb: Tensor, x: Tensor) -> Geometry:
     pairs = pairs_of(x, field.config.softening)
-    f, f_slope = field.radial.value_and_slope(pairs.dist, temb)
+    (f, force), (f_slope, force_slope) = field.pair_features_and_slopes(pairs.dist, temb)
     u, r = (y.transpose(2, 3)[:, None].contiguous() for y in (pairs.u, -pairs.r))
     dist = pairs.dist[..., 0][:, None]
-    return Geometry(pairs, f, f_slope, u, u[:, :, :, :, None] * u[:, :, :, None], dist, r, (r * r).sum(3) / dist)
+    return Geometry(pairs, f, f_slope, force, force_slope, u, u[:, :, :, :, None] * u[:, :, :, None], dist, r, (r * r).sum(3) / dist)
 
 
 def filters(hop: Hop, geo: Geometry, mask: Tensor) -> Filters:
@@ -139,6 +142,11 @@ def contract_vectors(JV: Tensor, r: Tensor) -> Tensor:
     return torch.cat([_along(JV, r[:, :, :, None]), JV.diagonal(dim1=2, dim2=5).permute(0, 1, 4, 2, 3)], -1)
 
 
+def triple_partners(mixed: list[Tensor]) -> list[Tensor]:
+    """d[W4.(W5 x W6)] = W4'.(W5 x W6) + W5'.(W6 x W4) + W6'.(W4 x W5): the three partners, for vectors [B, C, k, a]; none if not chiral."""
+    return [torch.linalg.cross(mixed[(m + 1) % 3], mixed[(m + 2) % 3], dim=3) for m in range(len(mixed))]
+
+
 def through_direction(alpha: Tensor, beta: Tensor, geo: Geometry) -> Tensor:
     """-(u u^T alpha + 1 beta), [B, C, k, a, e, i], with the own entries filled in."""
     J = geo.uu * -alpha[:, :, :, None, None]
@@ -152,13 +160,17 @@ def first_hop(hop: Hop, w: Filters, geo: Geometry, trace: HopTrace) -> Tangents:
     slope, g1, d1 = w.slope[:, :S].permute(0, 2, 3, 1), w.g[:, S:], w.slope[:, S:]
     beta = g1 / geo.dist
     alpha = d1 - beta
-    V, W1, W2, W3 = (_vectors(y) for y in (trace.V, *trace.mixed))
-    uV, uW1, uW2 = (torch.einsum("bcka,bkai->bcki", y, geo.u[:, 0]) for y in (V, W1, W2))
-    (A1, A2, A3), (B1, B2, B3) = (_apply(hop.mix.weight, y).split(C, 1) for y in (alpha, beta))
-    W_s, W_v = hop.node_in.weight.split([S, 2 * C], 1)
-    radial = torch.nn.functional.linear(slope, W_s) + _rows(W_v, torch.cat([A1 * uW2 + A2 * uW1, 2 * alpha * uV], 1))
+    V, W1, W2, W3, *triple = (_vectors(y) for y in (trace.V, *trace.mixed))
+    partners = triple_partners(triple)
+    uV, uW1, uW2, *uY = (torch.einsum("bcka,bkai->bcki", y, geo.u[:, 0]) for y in (V, W1, W2, *partners))
+    (A1, A2, A3, *A), (B1, B2, B3, *B) = (_apply(hop.mix.weight, y).split(C, 1) for y in (alpha, beta))
+    W_s, W_v = hop.node_in.weight.split([S, hop.invariants - S], 1)
+    along = [A1 * uW2 + A2 * uW1, 2 * alpha * uV] + ([sum(a * y for a, y in zip(A, uY, strict=True))] if hop.chiral else [])
+    radial = torch.nn.functional.linear(slope, W_s) + _rows(W_v, torch.cat(along, 1))
     W1, W2, V2 = W1[..., None], W2[..., None], 2 * V[..., None]
-    across = torch.cat([B1[:, :, :, None] * W2 + B2[:, :, :, None] * W1, beta[:, :, :, None] * V2], 1)
+    across = [B1[:, :, :, None] * W2 + B2[:, :, :, None] * W1, beta[:, :, :, None] * V2]
+    across += [sum(b[:, :, :, None] * y[..., None] for b, y in zip(B, partners, strict=True))] if hop.chiral else []
+    across = torch.cat(across, 1)
     Jy = _set_own(_rows(W_v, across).addcmul_(geo.u[:, 0, ..., None], radial[:, :, None]), 1, 3)
     Jy.mul_(-silu_and_slope(trace.hidden)[1][:, :, None, None])
     W_h, W_gate = hop.node_out.weight.split([hop.H, C])
@@ -223,11 +235,13 @@ def contracted_sums(sent: Sent, geo: Geometry) -> tuple[Tensor, Tensor]:
 
 def later_hop(hop: Hop, trace: HopTrace, sums: tuple[Tensor, Tensor], before: Tangents) -> Tangents:
     """Tangents after a later hop's node network, along any list of directions m."""
-    V, W1, W2, W3 = (_vectors(y)[..., None] for y in (trace.V, *trace.mixed))
+    V, W1, W2, W3, *triple = (_vectors(y)[..., None] for y in (trace.V, *trace.mixed))
     Js, JV = sums[0], before.V + sums[1]
-    J1, J2, J3 = _apply(hop.mix.weight, JV).split(hop.C, 1)
-    invariants = torch.cat([Js, torch.addcmul(J1 * W2, J2, W1).sum(3), 2 * (JV * V).sum(3)], 1)
-    W_sums, W_before = hop.node_in.weight.split([hop.S + 2 * hop.C, hop.H], 1)
+    J1, J2, J3, *J = _apply(hop.mix.weight, JV).split(hop.C, 1)
+    invariants = [Js, torch.addcmul(J1 * W2, J2, W1).sum(3), 2 * (JV * V).sum(3)]
+    invariants += [sum(j * y for j, y in zip(J, triple_partners(triple), strict=True)).sum(3)] if hop.chiral else []
+    invariants = torch.cat(invariants, 1)
+    W_sums, W_before = hop.node_in.weight.split([hop.invariants, hop.H], 1)
     Jy = torch.nn.functional.linear(before.h, W_before)
     Jy.flatten(1, 2).baddbmm_(invariants.flatten(2).transpose(1, 2), W_sums.T.expand(len(Jy), -1, -1))
     Jy.mul_(silu_and_slope(trace.hidden)[1][:, :, None])

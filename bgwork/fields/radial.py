@@ -74,7 +74,7 @@ def fourier(t: Tensor, batch: int, times: int, dtype: torch.dtype) -> Tensor:
 
 
 class RadialFeatures(nn.Module):
-    """f_ij = silu(W rbf(dist_ij) + W_t temb(t)), Gaussians evenly spaced on [0, r_max]."""
+    """f_ij = silu(W rbf(dist_ij) + W_t temb(t) + what depends on the kind of pair), Gaussians evenly spaced on [0, r_max]."""
 
     def __init__(self, width: int, n_basis: int, r_max: float, time_width: int) -> None:
         super().__init__()
@@ -86,14 +86,16 @@ class RadialFeatures(nn.Module):
         offset = dist - self.centres
         return torch.exp((-self.sharpness * offset * offset).clamp(min=-LARGEST_EXPONENT)), offset
 
-    def forward(self, dist: Tensor, temb: Tensor) -> Tensor:
-        """Features [B, n, n, width]."""
+    def forward(self, dist: Tensor, temb: Tensor, of_kind: Tensor | float = 0.0) -> Tensor:
+        """Features [B, n, n, width]; `of_kind` is added before the nonlinearity."""
         basis, _ = self._basis(dist)
-        return nn.functional.silu(self.of_distance(basis) + self.of_time(temb)[:, None, None])
+        return nn.functional.silu(self.of_distance(basis) + self.of_time(temb)[:, None, None] + of_kind)
 
-    def value_and_slope(self, dist: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_slope(
+        self, dist: Tensor, temb: Tensor, of_kind: Tensor | float = 0.0, of_kind_slope: Tensor | float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
         """Features and their derivative with respect to dist, both [B, n, n, width]."""
         basis, offset = self._basis(dist)
-        f, slope = silu_and_slope(self.of_distance(basis) + self.of_time(temb)[:, None, None])
+        f, slope = silu_and_slope(self.of_distance(basis) + self.of_time(temb)[:, None, None] + of_kind)
         basis_slope = -2 * self.sharpness * offset * (basis - FLOOR)
-        return f, slope * nn.functional.linear(basis_slope, self.of_distance.weight)
+        return f, slope * (nn.functional.linear(basis_slope, self.of_distance.weight) + of_kind_slope)
