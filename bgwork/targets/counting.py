@@ -1,4 +1,4 @@
-"""The base of every target: shape checks, float64 results and counted evaluations."""
+"""The base of every target: shape checks, float64 results and counted evaluations; and a meter for any target."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import abc
 import torch
 from torch import Tensor
 
+from bgwork.protocols import Target
 from bgwork.spaces import Space
 
 
@@ -87,3 +88,33 @@ class CountedTarget(abc.ABC):
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 3 or tuple(x.shape[1:]) != (self.space.n, self.space.d):
             raise ValueError(f"{self.name}: x has shape {tuple(x.shape)}, expected [B, {self.space.n}, {self.space.d}]")
+
+
+class Metered:
+    """A target seen through a meter of its own: what one training or one baseline has spent, whoever else uses the target.
+
+    Args:
+        target: any target; its own counters go on as well.
+
+    Attributes:
+        n_energy: configurations whose energy was asked for.
+        n_gradient: configurations whose energy and gradient were asked for.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target, self.name, self.space = target, target.name, target.space
+        self.n_energy = 0
+        self.n_gradient = 0
+
+    def u(self, x: Tensor) -> Tensor:
+        """`Target.u`, metered as a gradient where one will be taken."""
+        if x.requires_grad and torch.is_grad_enabled():
+            self.n_gradient += len(x)
+        else:
+            self.n_energy += len(x)
+        return self.target.u(x)
+
+    def u_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`Target.u_and_grad`, metered."""
+        self.n_gradient += len(x)
+        return self.target.u_and_grad(x)
