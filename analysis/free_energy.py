@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork import runs, store, tables, terminal
-from bgwork.free_energy import Profile, free_energy_difference, free_energy_profile
+from bgwork.free_energy import free_energy_difference
 from bgwork.observables import OBSERVABLES
+from bgwork.profiles import Profile, free_energy_profile
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.report import weighed_reference
 from bgwork.reweighting import evaluate

@@ -7,9 +7,11 @@
     print(bgwork.ess(weighted), bgwork.log_z(weighted))
 """
 
-from bgwork.free_energy import forward_ess, free_energy_difference, free_energy_profile, log_z_bar, mbar
+from bgwork.free_energy import forward_ess, free_energy_difference, log_z_bar
 from bgwork.generators import load_generator
+from bgwork.multistate import mbar
 from bgwork.pareto import pareto_k
+from bgwork.profiles import free_energy_profile
 from bgwork.records import Density, Estimate, Proposal, WeightedSamples
 from bgwork.reweighting import ess, expectation, log_z, weigh
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose

@@ -1,65 +1,21 @@
-"""Free energies in kT: absolute by BAR and MBAR with the generator as a state of known f = 0, between basins, and along a coordinate."""
+"""Free energies in kT, absolute and between basins: from weights alone, or by BAR and MBAR with the generator as a state of known f."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bgwork.error_bars import delta_stderr
+from bgwork.multistate import mbar, solve
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import effective_number, evaluate, normalised_weights
 
-MIN_SHARED = 1.0  # sum over samples of p(1-p), p the chance that a sample came from the other state: below one, nothing links the two
-MAX_INCONSISTENT = 1e-6  # relative error of a state's shares against its count; converged solutions reach 1e-12
+EQUAL = 1e-6  # range of log-weights that is rounding and no weighting
 
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """F(s) = -log p(s) in kT, p the normalised density of a coordinate s averaged over each bin.
-
-    Attributes:
-        edges: [K+1] bin edges.
-        value: [K] free energy; +inf in bins without weight.
-        stderr: [K] standard error; NaN in bins without weight.
-        outside: fraction of the weight beyond the edges (it stays in the normalisation).
-    """
-
-    edges: Tensor
-    value: Tensor
-    stderr: Tensor
-    outside: float
-
-
-def mbar(u: Tensor, counts: Sequence[int], *, group: Tensor | None = None) -> tuple[Estimate, ...]:
-    """log Z of every state from samples pooled over all of them (MBAR; Shirts & Chodera 2008, equation 11).
-
-    State 0 has log Z = 0: put the generator there, u_0 = -log q, and the others come out absolute. Values from pymbar; standard errors by
-    the delta method for the reversed logistic regression that MBAR solves (Geyer 1994), because pymbar's assume independent rows.
-
-    Args:
-        u: [K, N] reduced energy of each pooled sample in each state; +inf is a zero weight.
-        counts: rows drawn from each state, in the order of the states; all positive.
-        group: [N] labels of correlated rows, or None.
-    Returns:
-        K estimates of log Z_k; the first is 0 +- 0.
-    Raises:
-        ValueError: if shapes and counts disagree, a state has no samples, u holds NaN or a sample no state can produce,
-            the solution is not self-consistent, or the states do not overlap.
-    """
-    _check_mbar(u, counts)
-    f, share = _solve_mbar(u, counts)
-    influence = _mbar_influence(share, counts)
-    log_mixture = torch.logsumexp(torch.tensor(counts, dtype=torch.float64).log()[:, None] + f[:, None] - u, 0)
-    n_eff = [1 / torch.softmax(-u_k - log_mixture, 0).square().sum().item() for u_k in u]
-    stderr = [0.0, *(_stratified_stderr(column, counts, group) for column in influence.T)]
-    return tuple(Estimate(value=0.0 - f_k, stderr=s, n_eff=n) for f_k, s, n in zip(f.tolist(), stderr, n_eff, strict=True))
+Indicator = Callable[[Tensor], Tensor]
 
 
 def log_z_bar(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_reference: Tensor, *, group: Tensor | None = None) -> Estimate:
@@ -98,15 +54,14 @@ def forward_ess(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_refe
     log_w = -u_at_reference - log_q_at_reference
     if (log_w == math.inf).any():
         return Estimate(value=0.0, stderr=0.0, n_eff=0.0)
-    _check_mbar(u, counts)
-    f, share = _solve_mbar(u, counts)
-    influence = -_mbar_influence(share, counts)[:, 0]
+    solution = solve(u, counts)
+    influence = -solution.influence()[:, 0]
     influence[len(weighted) :] -= torch.softmax(log_w, 0) - 1 / len(log_w)
-    value = math.exp(-f[1].item() - torch.logsumexp(log_w, 0).item() + math.log(len(log_w)))
-    return Estimate(value=value, stderr=value * _stratified_stderr(influence, counts, labels), n_eff=value * len(weighted))
+    value = math.exp(-solution.f[1].item() - torch.logsumexp(log_w, 0).item() + math.log(len(log_w)))
+    return Estimate(value=value, stderr=value * solution.stderr(influence, labels), n_eff=value * len(weighted))
 
 
-def free_energy_difference(weighted: WeightedSamples, in_a: Callable[[Tensor], Tensor], in_b: Callable[[Tensor], Tensor]) -> Estimate:
+def free_energy_difference(weighted: WeightedSamples, in_a: Indicator, in_b: Indicator) -> Estimate:
     """F_b - F_a = -log(P_b / P_a) in kT between two sets of configurations.
 
     Args:
@@ -116,7 +71,7 @@ def free_energy_difference(weighted: WeightedSamples, in_a: Callable[[Tensor], T
         ValueError: if a set holds no weight, or an indicator is not finite at a sample of positive weight.
     """
     p = normalised_weights(weighted)
-    indicator = [_defined(f, weighted, f"the indicator of basin {name}") for f, name in ((in_a, "a"), (in_b, "b"))]
+    indicator = [evaluate_defined(f, weighted, f"the indicator of basin {name}") for f, name in ((in_a, "a"), (in_b, "b"))]
     mass = [(p * i).sum().item() for i in indicator]
     for name, value in zip("ab", mass, strict=True):
         if value <= 0:
@@ -126,102 +81,68 @@ def free_energy_difference(weighted: WeightedSamples, in_a: Callable[[Tensor], T
     return Estimate(value=math.log(mass[0] / mass[1]), stderr=stderr, n_eff=effective_number(weighted))
 
 
-def free_energy_profile(weighted: WeightedSamples, coordinate: Callable[[Tensor], Tensor], edges: Tensor) -> Profile:
-    """F(s) = -log p(s) in kT along a coordinate, with a delta-method standard error for every bin.
+def pooled_difference(weighted: WeightedSamples, reference: WeightedSamples, log_q_at_reference: Tensor, in_a: Indicator,
+                      in_b: Indicator) -> Estimate:
+    """F_b - F_a in kT from a generator's samples and equilibrium samples of the target together, by MBAR (Shirts & Chodera 2008, eq. 9).
+
+        F_b - F_a = log sum_n c_n 1_a(x_n) - log sum_n c_n 1_b(x_n),  c_n = exp(-u_n) / (N q(x_n) + M exp(f - u_n))
+
+    The sums run over all N + M samples; f is the target's free energy by BAR. The reference must know how the basins are populated;
+    `local_difference` does not ask for that.
 
     Args:
-        weighted: samples.
-        coordinate: configurations [B, n, d] to [B].
-        edges: [K+1] rising bin edges; each bin holds its left edge, the last one both.
+        weighted: N samples of the generator.
+        reference: M samples of the target with equal weights (MD, MCMC; resample weighted ones first).
+        log_q_at_reference: [M] the generator's normalised log-density at them.
+        in_a, in_b: indicators, configurations [B, n, d] to bool [B].
     Raises:
-        ValueError: if the edges do not rise, or the coordinate is not finite at a sample of positive weight.
+        ValueError: as `log_z_bar`; also if a basin holds no weight, or the reference is weighted.
     """
-    edges = torch.as_tensor(edges, dtype=torch.float64)
-    if edges.ndim != 1 or len(edges) < 2 or not (edges.diff() > 0).all():
-        raise ValueError(f"bin edges must rise and be at least two, got {edges.tolist()}")
-    p = normalised_weights(weighted)
-    s = _defined(coordinate, weighted, "the coordinate")
-    inside = (s >= edges[0]) & (s <= edges[-1])
-    bin_of = torch.where(inside, torch.bucketize(s, edges[1:-1], right=True), -1)
-    value, stderr = [], []
-    for k, width in enumerate(edges.diff().tolist()):
-        member = (bin_of == k).double()
-        mass = (p * member).sum().item()
-        value.append(-math.log(mass / width) if mass > 0 else math.inf)
-        stderr.append(delta_stderr(p * (member - mass), weighted.proposal.group) / mass if mass > 0 else math.nan)
-    value, stderr = torch.tensor(value, dtype=torch.float64), torch.tensor(stderr, dtype=torch.float64)
-    return Profile(edges=edges, value=value, stderr=stderr, outside=p[~inside].sum().item())
+    u, counts, labels, (a, b) = _pooled_basins(weighted, reference, log_q_at_reference, in_a, in_b)
+    solution = solve(u, counts)
+    share = solution.share[1]
+    a, b = a * share, b * share  # c_n up to a factor
+    change = a / a.sum() - b / b.sum()
+    influence = solution.centred(change - (change * share).sum() * solution.influence()[:, 0])
+    n_eff = ((a + b).sum().square() / (a + b).square().sum()).item()
+    return Estimate(value=(a.sum() / b.sum()).log().item(), stderr=solution.stderr(influence, labels), n_eff=n_eff)
 
 
-def _defined(f: Callable[[Tensor], Tensor], weighted: WeightedSamples, name: str) -> Tensor:
-    """f where the weight is positive and zero elsewhere, [N]; a NaN would pass for "outside"."""
+def local_difference(weighted: WeightedSamples, reference: WeightedSamples, log_q_at_reference: Tensor, in_a: Indicator,
+                     in_b: Indicator) -> Estimate:
+    """F_b - F_a in kT where the reference need be in equilibrium within each basin only: MD that never crosses from one to the other.
+
+    MBAR with three states: the target restricted to a, the generator, and the target restricted to b. How many of the reference samples lie
+    in which basin plays no part; the generator alone links the two.
+
+    Args, Raises: as `pooled_difference`; also if no reference sample lies in one of the basins, or one lies in both.
+    """
+    u, (n, _), labels, (a, b) = _pooled_basins(weighted, reference, log_q_at_reference, in_a, in_b)
+    if (a & b).any():
+        raise ValueError(f"{int((a & b).sum())} samples lie in both basins; choose basins that do not overlap")
+    in_reference = torch.arange(len(a)) >= n
+    rows = [(member & in_reference).nonzero().flatten() for member in (a, b)]
+    for name, found in zip("ab", rows):
+        if len(found) == 0:
+            raise ValueError(f"no reference sample lies in basin {name}; start a simulation there")
+    order = torch.cat([rows[0], torch.arange(n), rows[1]])
+    restricted = torch.stack([torch.where(a, u[1], math.inf), u[0], torch.where(b, u[1], math.inf)])[:, order]
+    state_b = mbar(restricted, (len(rows[0]), n, len(rows[1])), group=None if labels is None else labels[order])[2]
+    return Estimate(value=-state_b.value, stderr=state_b.stderr, n_eff=state_b.n_eff)
+
+
+def evaluate_defined(f: Callable[[Tensor], Tensor], weighted: WeightedSamples, name: str) -> Tensor:
+    """f where the weight is positive and zero elsewhere, [N]; a NaN would pass for "outside".
+
+    Raises:
+        ValueError: if f is not finite at a sample of positive weight; the message calls it by `name`.
+    """
     values = evaluate(f, weighted)
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise ValueError(f"{name} is not finite at {bad} of {len(values)} samples, all of positive weight; define it there, or give those "
                          "configurations no weight (u = +inf)")
     return values
-
-
-def _solve_mbar(u: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """f [K] with f_0 = 0, and share[k, n], the chance that pooled sample n was drawn from state k."""
-    with _quiet("pymbar"):  # it advises on its own installation at import
-        from pymbar import MBAR  # takes a second
-
-        f = torch.from_numpy(MBAR(u.numpy(), np.array(counts), initial_f_k=_first_guess(u).numpy()).f_k.copy()).double()
-    drawn = torch.tensor(counts, dtype=torch.float64)
-    share = torch.softmax(drawn.log()[:, None] + f[:, None] - u, 0)
-    off = (share.sum(1) / drawn - 1).abs().max().item()
-    if not off < MAX_INCONSISTENT:
-        raise ValueError(f"MBAR did not converge: the shares of a state sum to its count only within {off:.2g} of it, {MAX_INCONSISTENT:g} "
-                         "is needed; check the energies for outliers, draw more samples or put states between")
-    return f, share
-
-
-def _first_guess(u: Tensor) -> Tensor:
-    """Median of u_k - u_0 over the pool, [K]; from f = 0, pymbar's solver stops short of states that are tens of kT apart."""
-    difference = u - u[0]
-    return torch.where(torch.isfinite(difference), difference, math.nan).nanmedian(1).values.nan_to_num()
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """A logger that speaks of errors only, for as long as the block runs; what its warnings would say is checked here."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _mbar_influence(share: Tensor, counts: Sequence[int]) -> Tensor:
-    """First-order effect of every pooled sample on f_1 .. f_{K-1}, [N, K-1]: H^-1 times its score, H = sum_n diag(p_n) - p_n p_n^T.
-
-    The score of a sample of state s is e_s - p_n less its mean over the state, since the counts were chosen, not drawn.
-    """
-    state = _state_of(counts)
-    score = torch.eye(len(counts), dtype=torch.float64)[state] - share.T
-    for k in range(len(counts)):
-        score[state == k] -= score[state == k].mean(0)
-    hessian = (torch.diag(share.sum(1)) - share @ share.T)[1:, 1:]
-    shared = torch.linalg.eigvalsh(hessian)[0].item()
-    if shared < MIN_SHARED:
-        raise ValueError(f"the states hardly overlap ({shared:.2g} samples' worth, {MIN_SHARED} needed), so their free energies cannot be "
-                         "compared; draw more samples, train the generator further or put states between")
-    return torch.linalg.solve(hessian, score[:, 1:].T).T
-
-
-def _stratified_stderr(influence: Tensor, counts: Sequence[int], group: Tensor | None) -> float:
-    """Standard error of a sum of influences over samples drawn separately from each state."""
-    state = _state_of(counts)
-    parts = [state == k for k in range(len(counts))]
-    return math.hypot(*(delta_stderr(influence[rows], None if group is None else group[rows]) for rows in parts))
-
-
-def _state_of(counts: Sequence[int]) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
 
 
 def _pooled(weighted: WeightedSamples, log_q: Tensor, u: Tensor, group: Tensor | None) -> tuple[Tensor, tuple[int, int], Tensor | None]:
@@ -232,16 +153,6 @@ def _pooled(weighted: WeightedSamples, log_q: Tensor, u: Tensor, group: Tensor |
     own_u = torch.where(weighted.failed, math.inf, weighted.u)
     pooled = torch.stack([-torch.cat([own_log_q, log_q]), torch.cat([own_u, u])])
     return pooled, (len(weighted), len(u)), _joint_group(weighted, group, len(u))
-
-
-def _check_mbar(u: Tensor, counts: Sequence[int]) -> None:
-    if u.ndim != 2 or u.shape != (len(counts), sum(counts)) or min(counts) < 1:
-        raise ValueError(f"u has shape {tuple(u.shape)} for {len(counts)} states with counts {tuple(counts)}; it must be "
-                         f"[{len(counts)}, {sum(counts)}], with samples from every state")
-    if torch.isnan(u).any() or (u == -math.inf).any():
-        raise ValueError("u holds NaN or -inf; leave failed samples out of the pool and say how many")
-    if (u == math.inf).all(0).any():
-        raise ValueError("a pooled sample has u = +inf in every state, so no state can have produced it; check the energies")
 
 
 def _check_reference(weighted: WeightedSamples, log_q: Tensor, u: Tensor) -> None:
@@ -256,6 +167,27 @@ def _check_reference(weighted: WeightedSamples, log_q: Tensor, u: Tensor) -> Non
     infinite = int((~torch.isfinite(u)).sum())
     if infinite:
         raise ValueError(f"u is not finite at {infinite} of {len(u)} reference samples: they are not samples of the target")
+
+
+def _pooled_basins(weighted: WeightedSamples, reference: WeightedSamples, log_q: Tensor, in_a: Indicator,
+                   in_b: Indicator) -> tuple[Tensor, tuple[int, int], Tensor | None, tuple[Tensor, Tensor]]:
+    """What `_pooled` gives, and which of the N + M samples lie in each basin and weigh anything, two of [N + M] bool.
+
+    Raises:
+        ValueError: if the reference is weighted, or no sample of positive weight lies in a basin.
+    """
+    log_w = reference.log_w
+    if not (log_w.max() - log_w.min() < EQUAL):
+        raise ValueError("the reference samples have unequal weights, so they are not equilibrium samples; resample them first "
+                         "(`reweighting.resample`)")
+    u, counts, labels = _pooled(weighted, log_q, reference.u, reference.proposal.group)
+    members = []
+    for inside, name in ((in_a, "a"), (in_b, "b")):
+        found = torch.cat([evaluate_defined(inside, samples, f"the indicator of basin {name}") for samples in (weighted, reference)]) > 0
+        if not (found & (u[1] < math.inf)).any():
+            raise ValueError(f"no sample of positive weight lies in basin {name}, so its free energy is unknown; draw more samples")
+        members.append(found & (u[1] < math.inf))
+    return u, counts, labels, (members[0], members[1])
 
 
 def _joint_group(weighted: WeightedSamples, group: Tensor | None, n_reference: int) -> Tensor | None:
