@@ -3,7 +3,7 @@
 A coupling leaves both marginals as they were, up to symmetries that both densities share: independent pairs, optimal transport within the
 minibatch, and equivariant optimal transport (Klein, Kraemer, Noe 2023), which moves x0 by the permutation and the rotation or
 reflection that bring it nearest to x1, alternating the two (assignment, then Kabsch), for each drawn pair or for the best pairs
-of small groups.
+of small groups. Molecules may only be rotated, and have the hydrogens of a methyl group moved round.
 Shorter pairs make straighter paths, hence fewer evaluations, and a regression target with less noise.
 """
 
@@ -72,6 +72,36 @@ class EquivariantOptimalTransport:
         return moved[rows, partner, torch.arange(g)].view(-1, *shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MolecularAlignment:
+    """Every x0 is rotated onto its x1 and has its equivalent triples moved round, alternately; partners stay as drawn.
+
+    Args:
+        triples: three indices each, of atoms that a turn of their group exchanges (the hydrogens of a methyl group).
+        sweeps: alternations, from the rotation of x0 as drawn.
+
+    Requires a prior and a target that are invariant under rotations and under cyclic permutations of the triples. Reflections and odd
+    permutations are left out: they change the handedness of a molecule.
+    """
+
+    triples: tuple[tuple[int, int, int], ...] = ()
+    sweeps: int = 2
+
+    def __call__(self, x0: Tensor, x1: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x0 = turn_onto(x0, x1)
+        for _ in range(self.sweeps):
+            x0 = turn_onto(self._cycle_onto(x0, x1), x1)
+        return x0, x1
+
+    def _cycle_onto(self, x0: Tensor, x1: Tensor) -> Tensor:
+        x0 = x0.clone()
+        for triple in map(list, self.triples):
+            turned = torch.stack([x0[:, triple].roll(k, 1) for k in range(3)])
+            best = ((turned - x1[:, triple]) ** 2).sum((2, 3)).argmin(0)
+            x0[:, triple] = turned[best, torch.arange(len(x0))]
+        return x0
+
+
 def align(x0: Tensor, x1: Tensor, *, sweeps: int) -> Tensor:
     """x0 permuted and rotated or reflected towards x1, pair by pair, by alternating assignment and Kabsch.
 
@@ -101,10 +131,21 @@ def rotate_onto(x0: Tensor, x1: Tensor) -> Tensor:
     return x0 @ (u @ vh)
 
 
+def turn_onto(x0: Tensor, x1: Tensor) -> Tensor:
+    """The rotation of each x0 with the least |x0 - x1|^2, reflections excluded (Kabsch 1976)."""
+    u, _, vh = torch.linalg.svd(torch.einsum("bia,bic->bac", x0, x1))
+    sign = torch.linalg.det(u @ vh).sign()
+    u = torch.cat([u[..., :-1], u[..., -1:] * sign[:, None, None]], -1)
+    return x0 @ (u @ vh)
+
+
 def random_rotations(n: int, d: int, *, generator: torch.Generator) -> Tensor:
     """n Haar-distributed rotations and reflections of O(d), [n, d, d] float64 (Mezzadri 2007)."""
     q, r = torch.linalg.qr(torch.randn(n, d, d, generator=generator, dtype=torch.float64))
     return q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
 
 
-COUPLINGS = {"independent": Independent, "ot": OptimalTransport, "equivariant-ot": EquivariantOptimalTransport}
+def random_turns(n: int, d: int, *, generator: torch.Generator) -> Tensor:
+    """n Haar-distributed rotations of SO(d), without reflections, [n, d, d] float64."""
+    q = random_rotations(n, d, generator=generator)
+    return torch.cat([q[..., :-1], q[..., -1:] * torch.linalg.det(q)[:, None, None]], -1)

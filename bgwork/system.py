@@ -23,8 +23,9 @@ from bgwork.priors import Gaussian
 from bgwork.protocols import Prior, Target
 from bgwork.records import Estimate, Proposal
 from bgwork.spaces import Space
+from bgwork.targets.chamber import Chamber
 from bgwork.targets.energies import ENERGIES, Count, DoubleWellSection, GaussianMixtureSection, LennardJonesSection, Positive, Section
-from bgwork.topology import Topology
+from bgwork.topology import Topology, handed_groups, stereocentres
 
 PACKAGE = Path(bgwork.__file__).parent
 
@@ -189,9 +190,12 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
         structure = space.project(positions[None])[0]
     functions = OBSERVABLES | (molecular_observables(topology, structure) if topology else {})
     _check_observables(file, functions, path / "system.toml")
+    target, twin = getattr(energy, file.engines.target)(space, file.name), energy.torch(space, file.name)
+    if topology:
+        centres = stereocentres(topology, structure) + handed_groups(topology, structure)
+        target, twin = Chamber(target, centres), Chamber(twin, centres)
     return System(
-        name=file.name, space=space, target=getattr(energy, file.engines.target)(space, file.name),
-        differentiable_target=energy.torch(space, file.name), prior=Gaussian(space=space, std=file.prior.std),
+        name=file.name, space=space, target=target, differentiable_target=twin, prior=Gaussian(space=space, std=file.prior.std),
         references=_read_references(path / "reference.json"), observables=tuple(file.observables), functions=functions, basins=file.basins,
         path=path, length_unit=file.length_unit, energy=energy.form, description=file.description, source=file.source,
         reference=file.reference, topology=topology, structure=structure)

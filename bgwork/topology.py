@@ -114,6 +114,25 @@ def stereocentres(topology: Topology, reference: Tensor) -> tuple[Stereocentre, 
     return tuple(found)
 
 
+def handed_groups(topology: Topology, reference: Tensor) -> tuple[Stereocentre, ...]:
+    """Atoms whose equivalent hydrogens are numbered in a sense that dynamics cannot change: CH3 and NH3 groups, and CH2 groups.
+
+    The sign is that of three hydrogens around their atom, or of two hydrogens and the first other neighbour.
+
+    Args:
+        topology: of the molecule.
+        reference: [n, 3] one structure.
+    """
+    found = []
+    for group in equivalent_hydrogens(topology):
+        (atom,) = topology.neighbours[group[0]]
+        near = (*group, *(j for j in topology.neighbours[atom] if j not in group))
+        if len(near) == 4:  # three neighbours lie in a plane, which has no sides
+            sign = int(chirality(reference[None], atom, near[:3]).item())
+            found.append(Stereocentre(atom=atom, neighbours=near[:3], sign=sign))
+    return tuple(found)
+
+
 def chirality(x: Tensor, atom: int, neighbours: tuple[int, int, int]) -> Tensor:
     """Sign of the triple product of three bonds, sign[(x_a - x_k) . ((x_b - x_k) x (x_c - x_k))], [B].
 

@@ -41,7 +41,7 @@ def test_overrides_reach_the_job(toy):
 @pytest.mark.parametrize(("override", "names"), [
     ("training.step=7", "steps, learning_rate.*batch"), ("field.width=7", "hidden, depth"), ("optimizer=adam", "objective, description"),
     ("training.steps=many", "training.steps"), ("training.steps=0", "greater than or equal to 1"),
-    ("training.steps", "table.key=value"), ("coupling.kind=sinkhorn", "'independent', 'ot' or 'equivariant-ot'"),
+    ("training.steps", "table.key=value"), ("coupling.kind=sinkhorn", "'independent', 'ot', 'equivariant-ot' or 'molecular'"),
     ("objective.kind=x", "objective"), ("training.steps=2.5", "integer")])
 def test_a_wrong_override_is_named_with_what_is_allowed(toy, override, names):
     with pytest.raises(RecipeError, match=names):
@@ -78,7 +78,7 @@ def test_sections_build_what_they_name():
         values = {**tomllib.loads(RECIPE), "field": section}
         assert isinstance(parse_recipe(values, source="test").field.build(system), field)
     for kind, coupling in (("independent", Independent), ("equivariant-ot", EquivariantOptimalTransport)):
-        assert isinstance(recipe(coupling={"kind": kind}).coupling.build(), coupling)
+        assert isinstance(recipe(coupling={"kind": kind}).coupling.build(system), coupling)
 
 
 def test_training_can_start_from_a_generator_of_the_system(toy):

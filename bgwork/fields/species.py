@@ -39,6 +39,27 @@ class Species:
             raise ValueError(f"spreads of pair distances must be positive, got {float(self.spread.min())}")
 
 
+def every_atom_its_own_kind(x: Tensor) -> Species:
+    """Species in which every particle, and so every pair, is a kind of its own; distances as in x [B, n, d]."""
+    n = x.shape[1]
+    low, high = torch.triu_indices(n, n, 1)
+    pair = torch.zeros(n, n, dtype=torch.int64)
+    pair[low, high] = pair[high, low] = torch.arange(len(low))
+    centre, spread = pair_distances(x, pair, len(low))
+    return Species(node=torch.arange(n), pair=pair, centre=centre, spread=spread)
+
+
+def pair_distances(x: Tensor, pair: Tensor, kinds: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the distances of each kind of pair in x [B, n, d]; no smaller spread than 1 % of the mean."""
+    dist = torch.cdist(x, x)
+    upper = torch.ones_like(pair).triu(1).bool()
+    count, total, squares = (torch.zeros(kinds, dtype=dist.dtype).index_add_(0, pair[upper], y[upper]) for y in (
+        torch.ones_like(dist[0]), dist.mean(0), (dist * dist).mean(0)))
+    centre = total / count.clamp(min=1)
+    variance = squares / count.clamp(min=1) - centre**2
+    return centre, torch.maximum(variance.clamp(min=0).sqrt(), 0.01 * centre).clamp(min=1e-6)
+
+
 class PairScale(nn.Module):
     """Gaussians b_a(s) of s = asinh((dist - centre) / spread), each kind of pair on its own scale.
 
@@ -52,6 +73,13 @@ class PairScale(nn.Module):
         self.spread = nn.Parameter(species.spread.clone().float(), requires_grad=False)
         self.register_buffer("positions", torch.linspace(-REACH, REACH, n_basis), persistent=False)
         self.sharpness = 0.5 / (2 * REACH / (n_basis - 1)) ** 2
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> None:
+        """Take centres and spreads from configurations [B, n, d]."""
+        centre, spread = pair_distances(x.double(), self.pair, len(self.centre))
+        self.centre.copy_(centre)
+        self.spread.copy_(spread)
 
     def _scaled(self, dist: Tensor) -> tuple[Tensor, Tensor]:
         spread = self.spread[self.pair][..., None]

@@ -8,6 +8,7 @@ training sees the same batches.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +42,8 @@ class FlowMatchingData:
         seed: together with the step, seeds everything drawn.
         times: distribution of t.
         path: interpolant.
+        turns: how data on mean-free spaces are turned at random: `random_rotations` (of O(d)), or `random_turns` (of SO(d)) for
+            molecules, whose mirror images are others.
     """
 
     x1: Tensor
@@ -50,6 +53,7 @@ class FlowMatchingData:
     seed: int
     times: Times = field(default_factory=Times)
     path: LinearInterpolant = field(default_factory=LinearInterpolant)
+    turns: Callable[..., Tensor] = random_rotations
 
     def __call__(self, step: int) -> FlowMatchingBatch:
         started = time.process_time()
@@ -57,7 +61,7 @@ class FlowMatchingData:
         rows = torch.randint(len(self.x1), (self.batch,), generator=generator)
         x0, x1 = self.prior.sample(self.batch, generator=generator), self.x1[rows].double()
         if isinstance(self.prior.space, MeanFree):
-            x1 = x1 @ random_rotations(self.batch, self.prior.space.d, generator=generator)
+            x1 = x1 @ self.turns(self.batch, self.prior.space.d, generator=generator)
         x0, x1 = self.coupling(x0, x1, generator=generator)
         t = self.times.sample(self.batch, generator=generator)
         x, velocity = self.path.point_and_velocity(t, x0, x1)

@@ -108,6 +108,13 @@ class Recipe(Section):
         """The network with fresh weights; build it within `initial_network`, which seeds them."""
         return self.field.build(system)
 
+    def fresh_network(self, request: Request) -> nn.Module:
+        """The network that a training starts from, seeded, with the scales of its data where the field keeps any."""
+        network = initial_network(self, request.system, seed=request.seed)
+        if request.data is not None and hasattr(self.field, "fit"):
+            self.field.fit(network, request.data)
+        return network
+
     @abstractmethod
     def job(self, request: Request) -> TrainingJob:
         """The training of this recipe."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from bgwork.couplings import random_rotations, random_turns
 from bgwork.objectives.flow_matching import FlowMatchingData, flow_matching_loss
 from bgwork.protocols import Sampler
-from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, initial_network, job_meta, load_initial
+from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection, GridSection
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import TABLEAUS, Grid
@@ -27,12 +28,12 @@ class FlowMatchingRecipe(Recipe):
 
     def job(self, request: Request) -> TrainingJob:
         system, training = request.system, self.training
-        network = initial_network(self, system, seed=request.seed)
+        network = self.fresh_network(request)
         if training.initial:
             load_initial(network, system, training.initial)
         batches = FlowMatchingData(
-            x1=request.data.float(), prior=system.prior, coupling=self.coupling.build(), batch=training.batch, seed=request.seed,
-            times=training.times())
+            x1=request.data.float(), prior=system.prior, coupling=self.coupling.build(system), batch=training.batch, seed=request.seed,
+            times=training.times(), turns=random_rotations if system.topology is None else random_turns)
         return TrainingJob(
             model=network, loss=flow_matching_loss, data=batches, config=training.config(), folder=request.folder,
             meta=job_meta(self, request), evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from bgwork.couplings import EquivariantOptimalTransport, Independent, OptimalTransport
+from bgwork.couplings import EquivariantOptimalTransport, Independent, MolecularAlignment, OptimalTransport
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
+from bgwork.fields.species import every_atom_its_own_kind
 from bgwork.paths import Times
 from bgwork.protocols import Coupling
 from bgwork.samplers.integrators import Grid
 from bgwork.system import Count, Positive, Section, System
+from bgwork.topology import equivalent_hydrogens
 from bgwork.training import TrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1, strict=False)]
@@ -60,20 +62,48 @@ class MLPSection(Section):
         return MLP(system.space.n, system.space.d, hidden=self.hidden, depth=self.depth, scale=self.scale)
 
 
-FieldSection = Annotated[MultiHopSection | EGNNSection | MLPSection, Field(discriminator="kind")]
-FIELDS: dict[str, type[Section]] = {"multihop": MultiHopSection, "egnn": EGNNSection, "mlp": MLPSection}
+class MolecularSection(Section):
+    """[field] kind = "molecular": a chiral multi-hop field in which every atom is a kind of its own; sizes as in `MultiHopConfig`."""
+
+    kind: Literal["molecular"]
+    hidden: Count = 64
+    message: Count = 64
+    vectors: Count = 16
+    hops: Count = 2
+    node_hidden: Count = 96
+    n_basis: Annotated[int, Field(ge=2)] = 24
+    kind_basis: Annotated[int, Field(ge=2)] = 24
+    r_max: Positive = 1.5
+    softening: Positive
+
+    def build(self, system: System) -> nn.Module:
+        if system.structure is None:
+            raise ValueError(f"{system.name} has no topology; a molecular field needs one, use kind = \"multihop\"")
+        space = system.space
+        config = MultiHopConfig(chiral=True, **self.model_dump(exclude={"kind"}))
+        return MultiHop(space.n, space.d, config, species=every_atom_its_own_kind(system.structure[None]))
+
+    def fit(self, network: nn.Module, data: Tensor) -> None:
+        network.scale.measure(data)
+
+
+FieldSection = Annotated[MultiHopSection | EGNNSection | MLPSection | MolecularSection, Field(discriminator="kind")]
+FIELDS: dict[str, type[Section]] = {"multihop": MultiHopSection, "egnn": EGNNSection, "mlp": MLPSection, "molecular": MolecularSection}
 
 
 class CouplingSection(Section):
-    """[coupling]; sweeps and group as in `EquivariantOptimalTransport`."""
+    """[coupling]; sweeps and group as in `EquivariantOptimalTransport`; "molecular" is `MolecularAlignment` with the system's hydrogens."""
 
-    kind: Literal["independent", "ot", "equivariant-ot"]
+    kind: Literal["independent", "ot", "equivariant-ot", "molecular"]
     sweeps: Count = 2
     group: Count = 1
 
-    def build(self) -> Coupling:
+    def build(self, system: System) -> Coupling:
         if self.kind == "equivariant-ot":
             return EquivariantOptimalTransport(sweeps=self.sweeps, group=self.group)
+        if self.kind == "molecular":
+            groups = equivalent_hydrogens(system.topology) if system.topology else ()
+            return MolecularAlignment(triples=tuple(group for group in groups if len(group) == 3), sweeps=self.sweeps)
         return {"independent": Independent, "ot": OptimalTransport}[self.kind]()
 
 
