@@ -129,8 +129,11 @@ def wrapped_normal_log_prob(space: Space, x: Tensor, y: Tensor, mean: Tensor, *,
         std: of every tangent coordinate.
     Returns:
         [B] float64; NaN where y is exactly antipodal to x on a sphere.
+    Raises:
+        ValueError: if the mean or std is so long that it winds hundreds of times around a sphere or torus.
     """
-    reach = space.square(mean).amax().sqrt().item() + 10 * std if len(mean) else 0.0
+    drift = space.square(mean)
+    reach = drift[torch.isfinite(drift)].amax().sqrt().item() + 10 * std if torch.isfinite(drift).any() else 0.0
     v = space.images(space.log(x, y), reach)
     square = space.square(v - mean)
     exponent = torch.where(square.isinf(), -torch.inf, -0.5 * square / std**2 - space.log_exp_det(v))

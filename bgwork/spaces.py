@@ -143,7 +143,12 @@ class Torus(Space):
         return v + windings(reach / (2 * math.pi), v) * 2 * math.pi
 
 
+MOST_TURNS = 500
+
+
 def windings(turns: float, v: Tensor) -> Tensor:
     """Whole numbers -K..K that reach at least one beyond `turns`, [K', 1, ..., 1] to broadcast with v."""
+    if turns > MOST_TURNS:
+        raise ValueError(f"a step that winds {turns:.0f} times around the space; take shorter steps, or a smaller drift")
     most = math.ceil(turns) + 1
     return torch.arange(-most, most + 1, dtype=v.dtype, device=v.device).view(-1, *[1] * v.ndim)
