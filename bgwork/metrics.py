@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bgwork.couplings import align, random_rotations, rotate_onto
+from bgwork.geometry import wrap
 from bgwork.records import Estimate
 
 STARTS = 8  # orientations from which a pair of clusters is aligned
@@ -59,14 +60,41 @@ def geometric_w2(a: Tensor, b: Tensor) -> float:
 def torus_w2(a: Tensor, b: Tensor) -> float:
     """2-Wasserstein distance between two sets of angles, with the cost sum_k wrap(a_k - b_k)^2.
 
+    Weighted samples become a set of equal weights by `systematic_draw`.
+
     Args:
         a, b: [N, k] in radians, equal in number.
+    Returns:
+        The distance in radians, exact for these two sets.
     Raises:
-        ValueError: if the two sets do not have the same shape.
+        ValueError: if the two sets do not have the same shape, or an angle is not finite.
     """
     _check_pairable(a, b)
-    difference = torch.remainder(a[:, None] - b[None] + math.pi, 2 * math.pi) - math.pi
-    return _assigned(difference.square().flatten(2).sum(2))
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ValueError("an angle is not finite; draw by weight first (`systematic_draw`), since failed samples weigh nothing")
+    cost = torch.zeros(len(a), len(b), dtype=torch.float64)
+    for k in range(a.shape[1]):
+        cost += wrap(a[:, None, k] - b[None, :, k]).square()
+    return _assigned(cost)
+
+
+def systematic_draw(values: Tensor, weights: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
+    """n rows of equal weight: row i is drawn floor(n p_i) or ceil(n p_i) times, n p_i on average (systematic resampling; Carpenter 1999).
+
+    Args:
+        values: [N, ...].
+        weights: [N] of any total.
+        n: rows to draw.
+    Raises:
+        ValueError: if n < 1, a weight is negative, or all are zero.
+    """
+    if n < 1:
+        raise ValueError(f"cannot draw {n} rows; ask for at least one")
+    levels = _shares(values, weights).cumsum(0)
+    comb = (torch.arange(n, dtype=torch.float64) + torch.rand(1, generator=generator, dtype=torch.float64)) / n
+    rows = torch.searchsorted(levels, comb * levels[-1], right=True)
+    last = int((weights > 0).nonzero().max())  # rounding must not carry the last tooth past the end
+    return values[rows.clamp_max(last)]
 
 
 def total_variation(a: Tensor, b: Tensor, *, edges: Tensor, weights_a: Tensor | None = None, weights_b: Tensor | None = None) -> float:
@@ -101,6 +129,34 @@ def noise_floor(metric: Callable[[Tensor, Tensor], float], reference: Tensor, n:
     for _ in range(repeats):
         order = torch.randperm(len(reference), generator=generator)
         values.append(metric(reference[order[:n]], reference[order[n : 2 * n]]))
+    values = torch.tensor(values, dtype=torch.float64)
+    return Estimate(value=values.mean().item(), stderr=values.std().item(), n_eff=n)
+
+
+def weighted_noise_floor(metric: Callable[[Tensor, Tensor, Tensor], float], reference: Tensor, weights: Tensor, n: int, *,
+                         generator: torch.Generator, repeats: int = 5) -> Estimate:
+    """The metric that perfect samples would have if they carried these weights: between N reference samples so weighted and n others.
+
+    Uneven weights make few samples of many, so this floor lies above `noise_floor` at the same numbers.
+
+    Args:
+        metric: of (values, other values, weights of the former).
+        reference: [M, ...] independent reference samples, M >= N + n.
+        weights: [N] of any total, dealt out to reference samples at random.
+        n: samples on the unweighted side.
+    Returns:
+        Mean over the repeats, and as stderr the spread of a single one.
+    Raises:
+        ValueError: if there are fewer than N + n reference samples.
+    """
+    needed = len(weights) + n
+    if len(reference) < needed or n < 1 or repeats < 2:
+        raise ValueError(f"a noise floor of {len(weights)} weighted against {n} samples needs {needed} reference samples and two repeats, "
+                         f"got {len(reference)} and {repeats}; compare fewer samples, or make more reference data")
+    values = []
+    for _ in range(repeats):
+        order = torch.randperm(len(reference), generator=generator)
+        values.append(metric(reference[order[: len(weights)]], reference[order[len(weights) : needed]], weights))
     values = torch.tensor(values, dtype=torch.float64)
     return Estimate(value=values.mean().item(), stderr=values.std().item(), n_eff=n)
 

@@ -9,7 +9,16 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from bgwork.couplings import random_rotations
-from bgwork.metrics import aligned_square_distance, energy_w2, geometric_w2, noise_floor, torus_w2, total_variation
+from bgwork.metrics import (
+    aligned_square_distance,
+    energy_w2,
+    geometric_w2,
+    noise_floor,
+    systematic_draw,
+    torus_w2,
+    total_variation,
+    weighted_noise_floor,
+)
 from bgwork.priors import Gaussian
 from bgwork.spaces import MeanFree
 
@@ -96,6 +105,69 @@ def test_torus_w2_wraps():
     b = torch.tensor([[1.0, 2.0], [-math.pi + 0.1, 0.0]], dtype=torch.float64)
     assert torus_w2(a, b) == pytest.approx(math.sqrt(0.04 / 2))
     assert torus_w2(a + 2 * math.pi, b) == pytest.approx(torus_w2(a, b))
+
+
+def test_torus_w2_of_a_shift_across_the_border():
+    """A cloud moved by a vector shorter than half the torus is that vector's length away, wherever the border runs."""
+    cloud = 0.2 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + math.pi
+    for shift in ((0.5, -0.3), (0.0, 2.0)):
+        moved = torch.remainder(cloud + torch.tensor(shift) + math.pi, 2 * math.pi) - math.pi
+        assert torus_w2(cloud, moved.flip(0)) == pytest.approx(math.hypot(*shift))
+    with pytest.raises(ValueError, match="not finite"):
+        torus_w2(cloud, cloud * math.nan)
+
+
+def test_systematic_draw_repeats_rows_by_weight():
+    weights = torch.tensor([0.0, 2.0, 1.0, 0.25, 0.75, 0.0], dtype=torch.float64)
+    counts = torch.zeros(6)
+    for seed in range(200):
+        drawn = systematic_draw(torch.arange(6), weights, 8, generator=torch.Generator().manual_seed(seed))
+        found = torch.bincount(drawn, minlength=6)
+        assert found[[0, 1, 2, 5]].tolist() == [0, 4, 2, 0] and found[3] in (0, 1) and found[4] in (1, 2)
+        counts += found / 200
+    assert counts[3].item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(200))
+    with pytest.raises(ValueError, match="not all zero"):
+        systematic_draw(torch.arange(2), torch.zeros(2), 3, generator=torch.Generator())
+    with pytest.raises(ValueError, match="cannot draw 0 rows"):
+        systematic_draw(torch.arange(2), torch.ones(2), 0, generator=torch.Generator())
+
+
+def weighted_torus_w2(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> float:
+    return torus_w2(systematic_draw(a, weights, len(b), generator=torch.Generator().manual_seed(0)), b)
+
+
+def test_weighted_samples_on_the_torus():
+    """A uniform proposal reweighted to a von Mises cloud comes down to the floor of its weights, which is above that of equal ones."""
+    generator = torch.Generator().manual_seed(0)
+
+    def log_density(x: torch.Tensor) -> torch.Tensor:
+        return 3 * torch.cos(x - 3).sum(1)
+
+    uniform = 2 * math.pi * torch.rand(60_000, 2, generator=generator, dtype=torch.float64) - math.pi
+    cloud = uniform[torch.rand(60_000, generator=generator, dtype=torch.float64) < torch.exp(log_density(uniform) - 6)]
+    own = 2 * math.pi * torch.rand(1500, 2, generator=generator, dtype=torch.float64) - math.pi
+    weights = torch.exp(log_density(own))
+    equal = noise_floor(torus_w2, cloud, 400, generator=generator)
+    floor = weighted_noise_floor(weighted_torus_w2, cloud, weights, 400, generator=generator)
+    value = weighted_torus_w2(own, cloud[:400], weights)
+    assert floor.value > equal.value and abs(value - floor.value) < 6 * floor.stderr
+    assert torus_w2(own[:400], cloud[:400]) > 3 * value
+
+
+def test_floor_of_even_weights_is_the_plain_one():
+    reference = normal(9000)
+    plain = noise_floor(energy_w2, reference, 1000, generator=torch.Generator().manual_seed(0), repeats=20)
+
+    def metric(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> float:
+        return energy_w2(a, b, weights_a=weights)
+
+    even = weighted_noise_floor(metric, reference, torch.ones(1000), 1000, generator=torch.Generator().manual_seed(1), repeats=20)
+    one = torch.zeros(1000).index_fill(0, torch.tensor([4]), 1.0)
+    alone = weighted_noise_floor(metric, reference, one, 1000, generator=torch.Generator().manual_seed(1), repeats=20)
+    assert abs(even.value - plain.value) < 4 * math.hypot(even.stderr, plain.stderr) / math.sqrt(20)
+    assert alone.value > 0.9  # one sample against all: at least their standard deviation
+    with pytest.raises(ValueError, match="needs 9001 reference samples"):
+        weighted_noise_floor(metric, reference, torch.ones(9000), 1, generator=torch.Generator())
 
 
 def test_total_variation_by_hand():

@@ -1,0 +1,122 @@
+"""Backbone angles and basins against mdtraj; broken bonds and inverted centres are counted and weighed, never dropped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+from oracles import propose
+from peptides import Peptide, peptide
+from scipy.spatial.transform import Rotation
+
+from bgwork.conformation import (
+    BASINS,
+    basin,
+    broken_bonds,
+    has_other_phi,
+    has_positive_phi,
+    intactness,
+    ramachandran,
+    residues,
+    torsion_functions,
+)
+from bgwork.molecule import topology_of
+from bgwork.priors import Gaussian
+from bgwork.records import WeightedSamples
+from bgwork.spaces import MeanFree
+from bgwork.topology import Topology
+
+
+def plain(molecule: Peptide) -> Topology:
+    return topology_of(molecule.topology, "made-up.pdb")
+
+
+def weighted(x: torch.Tensor, u: torch.Tensor) -> WeightedSamples:
+    """Structures as samples of a flat proposal with these energies."""
+    proposal = propose(Gaussian(space=MeanFree(n=x.shape[1], d=3), std=1.0), len(x), seed=0)
+    return WeightedSamples(proposal=replace(proposal, x=x, log_q=torch.zeros(len(x), dtype=torch.float64)), u=u, target="made up")
+
+
+@pytest.mark.parametrize("alanines", [1, 3])
+def test_backbone_angles_against_mdtraj(alanines):
+    molecule = peptide(alanines)
+    x = molecule.perturbed(200, std=0.08)
+    trajectory = mdtraj.Trajectory(x.float().numpy(), mdtraj.Topology.from_openmm(molecule.topology))
+    phi, psi = mdtraj.compute_phi(trajectory), mdtraj.compute_psi(trajectory)
+    found = residues(plain(molecule))
+    assert [list(r.phi) for r in found] == phi[0].tolist() and [list(r.psi) for r in found] == psi[0].tolist()
+    for k, residue in enumerate(found):
+        angles = ramachandran(x, residue).numpy()
+        theirs = np.stack([phi[1][:, k], psi[1][:, k]], 1)
+        assert np.abs(np.angle(np.exp(1j * (angles - theirs)))).max() < 2e-3  # mdtraj is float32, and needs no good geometry here
+        assert np.abs(angles).max() > 3  # the wrap is met
+    names = ["phi", "psi"] if alanines == 1 else ["phi_2", "psi_2", "phi_3", "psi_3", "phi_4", "psi_4"]
+    functions = torsion_functions(plain(molecule))
+    assert sorted(functions) == sorted(names) and [r.name for r in found] == ([""] if alanines == 1 else ["2", "3", "4"])
+    assert torch.equal(functions[names[1]](x), ramachandran(x, found[0])[:, 1])
+
+
+@pytest.mark.parametrize(("phi", "psi", "name"), [(-75, 145, "extended"), (-60, -45, "right-handed"), (60, 45, "left-handed"),
+                                                  (-150, -170, "extended"), (170, 20, "right-handed")])
+def test_basins_of_known_conformations(phi, psi, name):
+    x, residue = dihedral_at(math.radians(phi), math.radians(psi)), residues(plain(peptide()))[0]
+    assert ramachandran(x, residue)[0].tolist() == pytest.approx([math.radians(phi), math.radians(psi)])
+    assert BASINS[basin(x, residue=residue).item()] == name
+    assert has_positive_phi(x, residue=residue).item() == (name == "left-handed")
+    assert has_other_phi(x, residue=residue).item() == (name != "left-handed")
+
+
+def dihedral_at(phi: float, psi: float) -> torch.Tensor:
+    """Alanine dipeptide with both backbone bonds turned to given angles, [1, n, 3]."""
+    molecule = peptide()
+    topology, x = plain(molecule), molecule.x.clone()
+    residue, angle_of = residues(topology)[0], torsion_functions(topology)
+    for name, atoms, wanted in (("phi", residue.phi, phi), ("psi", residue.psi, psi)):
+        _, i, j, _ = atoms
+        axis = ((x[j] - x[i]) / (x[j] - x[i]).norm()).numpy()
+        turn = torch.from_numpy(Rotation.from_rotvec(axis * (wanted - angle_of[name](x[None]).item())).as_matrix())
+        moving = beyond(topology, i, j)
+        x[moving] = (x[moving] - x[j]) @ turn.T + x[j]
+    return x[None]
+
+
+def beyond(topology: Topology, i: int, j: int) -> list[int]:
+    """Atoms on j's side of the bond i-j."""
+    found = [j]
+    for atom in found:
+        found += [k for k in topology.neighbours[atom] if k not in (i, *found)]
+    return found
+
+
+def test_broken_and_inverted_are_counted_and_weighed_and_stay():
+    molecule = peptide()
+    topology, x = plain(molecule), molecule.perturbed(10, std=0.002)
+    x[3] = -x[3]  # the mirror image
+    x[5, -1] += 0.2  # a hydrogen leaves
+    x[7] = math.nan
+    u = torch.full((10,), -10.0, dtype=torch.float64)
+    u[3], u[5] = -8.0, 50.0
+    found = intactness(weighted(x, u), topology, molecule.x)
+    assert (found.n, found.n_broken, found.n_inverted) == (9, 1, 1)
+    total = 7 + math.exp(-2) + math.exp(-60)
+    assert found.inverted.value == pytest.approx(math.exp(-2) / total) and found.inverted.stderr > 0
+    assert found.broken.value == pytest.approx(math.exp(-60) / total)
+    assert broken_bonds(x[:6], topology=topology, structure=molecule.x).tolist() == [0, 0, 0, 0, 0, 1]
+
+
+def test_thermal_motion_breaks_nothing():
+    molecule = peptide(3)
+    x = molecule.perturbed(200, std=0.004)
+    assert not broken_bonds(x, topology=plain(molecule), structure=molecule.x).any()
+    found = intactness(weighted(x, torch.zeros(200, dtype=torch.float64)), plain(molecule), molecule.x)
+    assert (found.n_broken, found.n_inverted, found.inverted.value) == (0, 0, 0.0)
+
+
+def test_a_molecule_without_backbone_has_no_ramachandran_plot():
+    topology = replace(plain(peptide()), names=("X",) * 22)
+    with pytest.raises(ValueError, match="no residue of made-up.pdb has both phi and psi"):
+        residues(topology)
