@@ -72,6 +72,7 @@ class MetadynamicsSection(Section):
         thin: time steps between kept configurations of a walker.
         surplus: configurations kept under the bias for each one that is handed over.
         decorrelation: time steps of unbiased dynamics that each resampled configuration is moved on by.
+        torsions: names of the backbone torsions to bias, at most three; by default every phi and psi, or every phi if those are too many.
         time_step: in ps.
         friction: in 1/ps.
         filling: time steps of metadynamics.
@@ -89,6 +90,7 @@ class MetadynamicsSection(Section):
     thin: Count = 100
     surplus: Count = 3
     decorrelation: Count = 100
+    torsions: list[str] = []
     time_step: Positive = 0.001
     friction: Positive = 1.0
     filling: Count = 3_000_000

@@ -7,17 +7,17 @@ standard errors (integration by parts: true of every equilibrium distribution); 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bgwork import store
-from bgwork.observables import OBSERVABLES
+from bgwork import reference_md, store
+from bgwork.molecule import MetadynamicsSection
 from bgwork.provenance import commit, versions
-from bgwork.records import Cost, Density, Estimate, Origin, Proposal, with_edit
+from bgwork.records import Cost, Density, Origin, Proposal, with_edit
+from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, measure, virial_check
 from bgwork.samplers.batches import check_count
 from bgwork.samplers.convergence import by_chain, chain_average, split_rhat
 from bgwork.samplers.mcmc import HMC, ParallelTempering, Progress, silent
@@ -26,53 +26,6 @@ from bgwork.system import System
 from bgwork.targets.gaussian_mixture import GaussianMixture
 
 RHAT_LIMIT = 1.01
-Z_LIMIT = 4.0
-BATCH = 4096  # bounds the memory
-
-
-class ReferenceError(ValueError):
-    """Reference data that failed a check, or cannot be made as asked."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One figure and the limit it must stay below (NaN fails).
-
-    Attributes:
-        name: of the check.
-        value: what was measured.
-        limit: what it must be below.
-        text: what the value was made from.
-    """
-
-    name: str
-    value: float
-    limit: float
-    text: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.value < self.limit
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.value:.4g} (must be below {self.limit:g}){' - ' + self.text if self.text else ''}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceRun:
-    """Equilibrium configurations with their checks.
-
-    Attributes:
-        proposal: configurations, UNNORMALISED, `group` = chain.
-        checks: all of them must have passed before `save` writes anything.
-        estimates: averages of all observables, "u" and "virial", with stderr over chains.
-        made: how: sampler, chains, seed, number, commit, versions.
-    """
-
-    proposal: Proposal
-    checks: tuple[Check, ...]
-    estimates: dict[str, Estimate]
-    made: dict[str, Any]
 
 
 def generate(system: System, n: int, *, seed: int, progress: Progress = silent) -> ReferenceRun:
@@ -89,6 +42,8 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
         ReferenceError: if n is too small for chains that can be compared.
     """
     check_count(n)
+    if isinstance(system.reference, MetadynamicsSection):
+        return reference_md.generate(system, n, seed=seed, progress=progress)
     settings, kinds = system.reference, len(system.reference.starts) or 1
     chains = max(2 * kinds, min(settings.chains, n // settings.draws) // kinds * kinds)
     if n < 4 * chains:
@@ -107,17 +62,6 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
         estimates={name: chain_average(v, group) for name, v in values.items()}, made=made)
 
 
-def measure(system: System, proposal: Proposal) -> dict[str, Tensor]:
-    """Every observable of the system, "u" and "virial" at each configuration, [N] each."""
-    parts = [system.differentiable_target.u_and_grad(x) for x in proposal.x.split(BATCH)]
-    virial = torch.cat([(x * grad).sum((1, 2)) for x, (_, grad) in zip(proposal.x.split(BATCH), parts, strict=True)])
-    values = {"u": torch.cat([u for u, _ in parts]), "virial": virial}
-    for name in (*system.observables, *([system.basins] if system.basins else [])):
-        if name not in values:
-            values[name] = torch.cat([OBSERVABLES[name](x) for x in proposal.x.split(BATCH)])
-    return values
-
-
 def check(values: dict[str, Tensor], group: Tensor, start: Tensor, *, dimension: int) -> list[Check]:
     """The checks of this module's docstring.
 
@@ -128,15 +72,11 @@ def check(values: dict[str, Tensor], group: Tensor, start: Tensor, *, dimension:
         dimension: of the space, which the virial must equal.
     """
     checks = [Check(name=f"split R-hat of {name}", value=split_rhat(by_chain(v, group)), limit=RHAT_LIMIT) for name, v in values.items()]
-    virial = chain_average(values["virial"], group)
-    checks.append(Check(name="virial, distance from its exact value in standard errors", limit=Z_LIMIT,
-                        value=abs(virial.value - dimension) / virial.stderr, text=f"{virial}, exactly {dimension}"))
+    checks.append(virial_check(chain_average(values["virial"], group), dimension))
     if len(kinds := start.unique().tolist()) > 1:
         for name, v in values.items():
             means = [chain_average(v[start == kind], group[start == kind]) for kind in kinds]
-            apart = max(abs(a.z(b)) for k, a in enumerate(means) for b in means[:k])
-            checks.append(Check(name=f"starts agree on {name}, difference in standard errors", value=apart, limit=Z_LIMIT,
-                                text=", ".join(map(str, means))))
+            checks.append(agreement(f"starts agree on {name}", means, limit=Z_LIMIT))
     return checks
 
 

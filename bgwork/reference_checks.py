@@ -1,0 +1,83 @@
+"""What reference data are: configurations with the checks that they passed and the averages they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bgwork.records import Estimate, Proposal
+from bgwork.system import System
+
+Z_LIMIT = 4.0
+BATCH = 4096  # bounds the memory
+
+
+class ReferenceError(ValueError):
+    """Reference data that failed a check, or cannot be made as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One figure and the limit it must stay below (NaN fails).
+
+    Attributes:
+        name: of the check.
+        value: what was measured.
+        limit: what it must be below.
+        text: what the value was made from.
+    """
+
+    name: str
+    value: float
+    limit: float
+    text: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.value < self.limit
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value:.4g} (must be below {self.limit:g}){' - ' + self.text if self.text else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRun:
+    """Equilibrium configurations with their checks.
+
+    Attributes:
+        proposal: configurations, UNNORMALISED, `group` = chain.
+        checks: all of them must have passed before `reference.save` writes anything.
+        estimates: averages of all observables, "u" and "virial", with stderr over chains.
+        made: how: sampler, chains, seed, number, commit, versions.
+    """
+
+    proposal: Proposal
+    checks: tuple[Check, ...]
+    estimates: dict[str, Estimate]
+    made: dict[str, Any]
+
+
+def measure(system: System, proposal: Proposal) -> dict[str, Tensor]:
+    """Every observable of the system, "u" and "virial" at each configuration, [N] each."""
+    parts = [system.differentiable_target.u_and_grad(x) for x in proposal.x.split(BATCH)]
+    virial = torch.cat([(x * grad).sum((1, 2)) for x, (_, grad) in zip(proposal.x.split(BATCH), parts, strict=True)])
+    values = {"u": torch.cat([u for u, _ in parts]), "virial": virial}
+    for name in (*system.observables, *([system.basins] if system.basins else [])):
+        if name not in values:
+            values[name] = torch.cat([system.functions[name](x) for x in proposal.x.split(BATCH)])
+    return values
+
+
+def virial_check(virial: Estimate, dimension: int) -> Check:
+    """The virial <x . grad u> equals the dimension of the space (integration by parts), in standard errors."""
+    return Check(name="virial, distance from its exact value in standard errors", limit=Z_LIMIT,
+                 value=abs(virial.value - dimension) / virial.stderr, text=f"{virial}, exactly {dimension}")
+
+
+def agreement(name: str, estimates: list[Estimate], *, limit: float) -> Check:
+    """The largest difference between independent estimates of one number, in combined standard errors."""
+    apart = max(abs(a.z(b)) for k, a in enumerate(estimates) for b in estimates[:k])
+    return Check(name=f"{name}, difference in standard errors", value=apart, limit=limit, text=", ".join(map(str, estimates)))

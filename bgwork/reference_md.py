@@ -1,0 +1,167 @@
+"""Equilibrium data of molecules by molecular dynamics that crosses barriers, checked by an independent method before it may be saved.
+
+    1. well-tempered metadynamics on backbone torsions builds a bias, which is capped and frozen;
+    2. walkers run under the frozen bias; their configurations weigh exp(V/kT), which makes every average unbiased;
+    3. configurations are resampled by weight and moved on by short unbiased trajectories: the equilibrium set;
+    4. replica exchange over temperatures, which knows nothing of the bias, must give the same averages within 3 standard errors.
+
+All on the unconstrained Hamiltonian that weights use; standard errors come from the scatter of whole walkers, or whole ladders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from bgwork.free_energy import free_energy_difference
+from bgwork.molecule import MetadynamicsSection, molecular_observables
+from bgwork.provenance import commit, versions
+from bgwork.records import Estimate, Proposal, WeightedSamples, with_edit
+from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, virial_check
+from bgwork.reweighting import average, expectation, resample, weigh
+from bgwork.samplers.mcmc import Progress, silent
+from bgwork.samplers.md import Langevin, MolecularDynamics, decorrelate
+from bgwork.samplers.metadynamics import Atoms, BiasRun, WellTempered, build_bias
+from bgwork.samplers.replica_exchange import ReplicaExchange
+from bgwork.system import System
+from bgwork.targets.openmm import OpenMMTarget
+from bgwork.topology import Topology, backbone_torsions
+
+AGREEMENT_LIMIT = 3.0
+MOST_TORSIONS = 3  # that metadynamics can bias at once
+MOST_UNCERTAIN = 0.3  # kT, standard error of a free-energy difference beyond which a basin has hardly been visited
+
+
+def generate(system: System, n: int, *, seed: int, progress: Progress = silent) -> ReferenceRun:
+    """n equilibrium configurations of a molecule, with checks; estimates are those of the reweighted walkers.
+
+    Args:
+        system: a molecule whose target is an OpenMM System, with settings in `system.reference`.
+        n: number of configurations; the walkers' length grows with it, metadynamics and cross-check do not.
+        seed: of everything random.
+        progress: called as progress(done, total, text).
+    Raises:
+        ReferenceError: if the system is no molecule in OpenMM, has no backbone torsions, or n is too small.
+    """
+    settings, target = system.reference, system.target
+    if not isinstance(settings, MetadynamicsSection) or not isinstance(target, OpenMMTarget) or system.topology is None:
+        raise ReferenceError(f"{system.name} is not a molecule with an OpenMM target; metadynamics cannot run on it")
+    if n < 4 * settings.chains:
+        raise ReferenceError(f"{n} configurations are too few to compare {settings.chains} walkers; ask for at least {4 * settings.chains}")
+    torsions = biased_torsions(system.topology, settings.torsions)
+    generator = torch.Generator().manual_seed(seed)
+    filled = build_bias(target, system.structure, WellTempered(torsions=torsions, steps=settings.filling), dynamics=_dynamics(settings),
+                        generator=generator, progress=progress)
+    walkers = weigh(_walkers(system, filled, progress).sample(n * settings.surplus, generator=generator), target)
+    exchange = weigh(_ladders(system, filled, progress).sample(settings.exchanges * settings.ladders, generator=generator), target)
+    proposal = equilibrium(walkers, target, n, settings, generator=generator, progress=progress)
+    proposal = replace(proposal, origin=replace(proposal.origin, system=system.name, seed=seed, commit=commit()))
+    estimates = estimate(system, walkers)
+    made = {"system": system.name, "n": n, "seed": seed, "chains": settings.chains, "settings": settings.model_dump(), "commit": commit(),
+            "versions": versions(), "cost": asdict(proposal.cost),
+            "cross_check": {"note": exchange.proposal.note, "estimates": estimate(system, exchange)}}
+    return ReferenceRun(proposal=proposal, checks=tuple(check(system, walkers, exchange, proposal)), estimates=estimates, made=made)
+
+
+def biased_torsions(topology: Topology, names: list[str]) -> tuple[Atoms, ...]:
+    """Atoms of the torsions to bias: those named, else every phi and psi, or every phi if those are too many.
+
+    Raises:
+        ReferenceError: for an unknown name, or if there are none, or more than metadynamics can bias.
+    """
+    known = backbone_torsions(topology)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ReferenceError(f"unknown torsions {', '.join(unknown)} in reference.torsions; known are {', '.join(known) or 'none'}")
+    chosen = names or list(known)
+    if not names and len(chosen) > MOST_TORSIONS:
+        chosen = [name for name in known if name.startswith("phi")]
+    if not 1 <= len(chosen) <= MOST_TORSIONS:
+        found = f"{len(chosen)} ({', '.join(chosen) or 'none'})"
+        raise ReferenceError(f"metadynamics biases one to {MOST_TORSIONS} torsions, here are {found}; "
+                             "name some in reference.torsions, or bring a trajectory of your own with `bgwork reference --from`")
+    return tuple(known[name] for name in chosen)
+
+
+def estimate(system: System, weighted: WeightedSamples) -> dict[str, Estimate]:
+    """Averages of u, the virial, the system's and all molecular observables, and Delta F of every phi.
+
+    Delta F(phi) = -ln P(0 < phi <= 2 rad) + ln P(elsewhere), in kT, under the name delta_f_phi (delta_f_phi_2, ...).
+    """
+    functions = _functions(system)
+    virial = torch.cat([(x * system.target.u_and_grad(x)[1]).sum((1, 2)) for x in weighted.x.split(BATCH)])
+    found = {"u": average(weighted, weighted.u), "virial": average(weighted, virial)}
+    found |= {name: expectation(weighted, f) for name, f in functions.items() if name != "same_chirality"}
+    for name, f in functions.items():
+        if name.endswith("_positive") and 0 < found[name].value < 1:
+            found[f"delta_f_{name.removesuffix('_positive')}"] = free_energy_difference(weighted, _outside(f), f)
+    return found
+
+
+def check(system: System, walkers: WeightedSamples, exchange: WeightedSamples, proposal: Proposal) -> list[Check]:
+    """Checks of the walkers, against replica exchange, and of the equilibrium set made from them.
+
+    Args:
+        system: whose observables are compared.
+        walkers: weighed configurations of the walkers under the bias.
+        exchange: configurations of the replica exchange.
+        proposal: the equilibrium set.
+    """
+    ours, theirs, rows = (estimate(system, samples) for samples in (walkers, exchange, weigh(proposal, system.target)))
+    phis = [name for name in _functions(system) if name.endswith("_positive")]
+    delta = [f"delta_f_{name.removesuffix('_positive')}" for name in phis]
+    checks = [virial_check(ours["virial"], system.space.dim)]
+    checks += [Check(name=f"standard error of {name}, kT", limit=MOST_UNCERTAIN, text="a basin never reached has none",
+                     value=found[name].stderr if name in found else float("nan")) for found in (ours, theirs) for name in delta]
+    checks += [agreement(f"metadynamics and replica exchange agree on {name}", [ours[name], theirs[name]], limit=AGREEMENT_LIMIT)
+               for name in ours if name in theirs and name not in ("virial", *delta)]
+    checks += [agreement(f"the resampled set agrees on {name}", [ours[name], rows[name]], limit=Z_LIMIT)
+               for name in ours if name in rows and name not in delta]
+    wrong = (1.0 - _functions(system)["same_chirality"](proposal.x)).mean().item() if "same_chirality" in _functions(system) else 0.0
+    return [*checks, Check(name="share of configurations with inverted stereocentres", value=wrong, limit=1e-9)]
+
+
+def equilibrium(walkers: WeightedSamples, target: OpenMMTarget, n: int, settings: MetadynamicsSection, *, generator: torch.Generator,
+                progress: Progress = silent) -> Proposal:
+    """n configurations of exp(-u): walkers' configurations resampled by weight and moved on; `group` = walker."""
+    drawn = resample(walkers, n, generator=generator).proposal
+    x = decorrelate(target, drawn.x, steps=settings.decorrelation, dynamics=_dynamics(settings), generator=generator, progress=progress)
+    moved = replace(drawn, x=x, log_q=-target.u(x))
+    return with_edit(moved, f"each moved on by {settings.decorrelation} steps of unbiased dynamics")
+
+
+def _walkers(system: System, filled: BiasRun, progress: Progress) -> MolecularDynamics:
+    """Walkers under the capped bias, from configurations of metadynamics' second half, evenly spaced."""
+    settings = system.reference
+    later = filled.x[len(filled.x) // 2:]
+    start = later[torch.linspace(0, len(later) - 1, settings.chains).long()]
+    return MolecularDynamics(
+        target=system.target, start=start, bias=filled.bias.capped(settings.level * system.target.kT), burn_in=settings.burn_in,
+        thin=settings.thin, dynamics=_dynamics(settings), system=system.name, progress=progress)
+
+
+def _ladders(system: System, filled: BiasRun, progress: Progress) -> ReplicaExchange:
+    """Ladders that start in turn from the system's structure and from metadynamics' configuration nearest to 1 rad in the first angle."""
+    settings = system.reference
+    other = filled.x[(filled.angles[:, 0] - 1.0).abs().argmin()]
+    start = torch.stack([system.structure if k % 2 == 0 else other for k in range(settings.ladders)])
+    return ReplicaExchange(
+        target=system.target, start=start, temperatures=tuple(settings.temperatures), burn_in=settings.exchanges // 10,
+        steps=settings.exchange, dynamics=_dynamics(settings), system=system.name, progress=progress)
+
+
+def _dynamics(settings: MetadynamicsSection) -> Langevin:
+    return Langevin(step=settings.time_step, friction=settings.friction)
+
+
+def _functions(system: System) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The system's own observables and all that belong to molecules, without the basin label, which has no average."""
+    wanted = {name: system.functions[name] for name in system.observables if name != "u"}
+    return {name: f for name, f in (wanted | molecular_observables(system.topology, system.structure)).items() if name != "phi_basin"}
+
+
+def _outside(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: 1.0 - f(x)

@@ -1,0 +1,164 @@
+"""Replica exchange between temperatures (parallel tempering) by molecular dynamics: what biased runs are checked against.
+
+A rung is a temperature with its own dynamics. After every round neighbouring rungs exchange configurations by the Metropolis rule, and
+momenta are rescaled by the square root of the temperatures' ratio, so that each rung keeps its canonical distribution (Sugita and Okamoto
+1999).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import openmm
+import torch
+from torch import Tensor
+
+from bgwork import units
+from bgwork.records import Cost, Density, Origin, Proposal
+from bgwork.samplers.batches import check_count
+from bgwork.samplers.mcmc import Progress, silent
+from bgwork.samplers.md import DynamicsError, Langevin, draw_seed, place, reference_platform
+from bgwork.spaces import Space
+from bgwork.targets.openmm import OpenMMTarget
+
+
+@dataclass(kw_only=True)
+class Replicas:
+    """One ladder: positions and velocities [R, n, 3] in nm and nm/ps, potential energies [R] in kJ/mol, and exchange counts [R - 1]."""
+
+    x: np.ndarray
+    v: np.ndarray
+    energy: np.ndarray
+    tried: np.ndarray
+    accepted: np.ndarray
+
+    @classmethod
+    def at(cls, x: np.ndarray, rungs: int) -> Replicas:
+        """All rungs at one configuration [n, 3] in nm."""
+        copies, pairs = np.repeat(x[None], rungs, 0), np.zeros(rungs - 1)
+        return cls(x=copies, v=np.zeros_like(copies), energy=np.zeros(rungs), tried=pairs, accepted=pairs.copy())
+
+    def exchange(self, kT: np.ndarray, *, parity: int, generator: torch.Generator) -> None:
+        """Try to swap rungs (parity, parity + 1), (parity + 2, ...), ..., in place.
+
+            accept (a, b) with min(1, exp((1/kT_a - 1/kT_b) (U_a - U_b))), then v -> v sqrt(T_new / T_old)
+
+        Args:
+            kT: thermal energy of each rung [R] in kJ/mol.
+            parity: 0 or 1.
+            generator: of the acceptances.
+        """
+        for a in range(parity, len(kT) - 1, 2):
+            b = a + 1
+            log_ratio = (1 / kT[a] - 1 / kT[b]) * (self.energy[a] - self.energy[b])
+            self.tried[a] += 1
+            if math.log(1.0 - torch.rand((), generator=generator, dtype=torch.float64).item()) < log_ratio:
+                self.accepted[a] += 1
+                scale = math.sqrt(kT[b] / kT[a])
+                for array in (self.x, self.v, self.energy):
+                    array[[a, b]] = array[[b, a]]
+                self.v[a] /= scale
+                self.v[b] *= scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaExchange:
+    """Independent ladders of replicas, one after the other; configurations of the first rung are handed over, `group` is the ladder.
+
+    Args:
+        target: reduced energy at the temperature of the first rung.
+        start: [C, n, 3] first configuration of each ladder, copied to all rungs, in the target's length unit.
+        temperatures: in K, rising; the first must be the target's.
+        burn_in: rounds discarded of each ladder.
+        steps: time steps a round.
+        thin: rounds between kept configurations.
+        dynamics: time step and friction, of all rungs.
+        system: name that the proposal's origin carries.
+        progress: called as progress(done, total, text).
+    Raises:
+        DynamicsError: if the temperatures are no ladder up from the target's, or a setting is out of range.
+    """
+
+    target: OpenMMTarget
+    start: Tensor
+    temperatures: tuple[float, ...]
+    burn_in: int = 100
+    steps: int = 500
+    thin: int = 1
+    dynamics: Langevin = field(default_factory=Langevin)
+    system: str = ""
+    progress: Progress = field(default=silent, repr=False)
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
+        if len(self.temperatures) < 2 or not rising or not math.isclose(units.kT(self.temperatures[0]), self.target.kT, rel_tol=1e-9):
+            wanted = self.target.kT / units.GAS_CONSTANT
+            raise DynamicsError(f"temperatures must rise from the target's {wanted:g} K in at least two rungs, got {self.temperatures}")
+        if self.burn_in < 0 or self.steps < 1 or self.thin < 1:
+            raise DynamicsError(f"burn_in must not be negative, steps and thin positive; got {self.burn_in}, {self.steps}, {self.thin}")
+
+    @property
+    def space(self) -> Space:
+        return self.target.space
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
+        """n configurations of the first rung, draw by draw: row k belongs to ladder k mod C. The note tells the acceptances.
+
+        Raises:
+            DynamicsError: if a trajectory blows up.
+        """
+        check_count(n)
+        began, ladders = time.perf_counter(), len(self.start)
+        draws = -(-n // ladders)
+        x, energy = np.empty((draws, ladders, self.space.n, 3)), np.empty((draws, ladders))
+        rates = []
+        for ladder in range(ladders):
+            x[:, ladder], energy[:, ladder], rate = self._ladder(ladder, draws, generator)
+            rates.append(rate)
+        positions = torch.from_numpy(x / self.target.nm).flatten(0, 1)[:n].clone()
+        steps = ladders * (self.burn_in + draws * self.thin) * self.steps * len(self.temperatures)
+        acceptance = ", ".join(f"{rate:.2f}" for rate in np.mean(rates, 0))
+        return Proposal(
+            x=self.space.project(positions), log_q=torch.from_numpy(-energy / self.target.kT).flatten()[:n].clone(), space=self.space,
+            density=Density.UNNORMALISED, cost=Cost(gradient=steps, seconds=time.perf_counter() - began),
+            origin=Origin(method="replica-exchange", system=self.system or self.target.name, seed=generator.initial_seed()),
+            group=torch.arange(ladders).repeat(draws)[:n].clone(), note=f"exchanges accepted between neighbours: {acceptance}")
+
+    def _ladder(self, ladder: int, draws: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Kept positions [draws, n, 3] in nm and energies [draws] of the first rung, and acceptance of each exchange [R - 1]."""
+        kT = np.array([units.kT(temperature) for temperature in self.temperatures])
+        contexts = [self._context(energy, generator) for energy in kT]
+        replicas = Replicas.at(self.start[ladder].numpy() * self.target.nm, len(kT))
+        for rung, context in enumerate(contexts):
+            place(context, replicas.x[rung], kT[rung], draw_seed(generator))
+            replicas.v[rung] = context.getState(velocities=True).getVelocities(asNumpy=True)._value
+        x, energy = np.empty((draws, self.space.n, 3)), np.empty(draws)
+        total = self.burn_in + draws * self.thin
+        for k in range(total):
+            self._advance(contexts, replicas)
+            if not np.isfinite(replicas.energy).all():
+                raise DynamicsError(f"the dynamics blew up (ladder {ladder}); use a shorter time step than {self.dynamics.step} ps")
+            replicas.exchange(kT, parity=k % 2, generator=generator)
+            if k >= self.burn_in and (k - self.burn_in + 1) % self.thin == 0:
+                draw = (k - self.burn_in) // self.thin
+                x[draw], energy[draw] = replicas.x[0], replicas.energy[0]
+            self.progress(ladder * total + k + 1, len(self.start) * total, f"replica exchange, ladder {ladder + 1} of {len(self.start)}")
+        return x, energy, replicas.accepted / np.maximum(replicas.tried, 1)
+
+    def _context(self, kT: float, generator: torch.Generator) -> openmm.Context:
+        integrator = self.dynamics.integrator(kT, seed=draw_seed(generator))
+        return openmm.Context(self.target.system(), integrator, reference_platform())
+
+    def _advance(self, contexts: list[openmm.Context], replicas: Replicas) -> None:
+        """One round of dynamics of every rung."""
+        for rung, context in enumerate(contexts):
+            context.setPositions(replicas.x[rung])
+            context.setVelocities(replicas.v[rung])
+            context.getIntegrator().step(self.steps)
+            state = context.getState(positions=True, velocities=True, energy=True)
+            replicas.x[rung] = state.getPositions(asNumpy=True)._value
+            replicas.v[rung] = state.getVelocities(asNumpy=True)._value
+            replicas.energy[rung] = state.getPotentialEnergy()._value
