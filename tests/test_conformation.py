@@ -9,9 +9,9 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
+from ala2 import turned
 from oracles import propose
 from peptides import Peptide, peptide
-from scipy.spatial.transform import Rotation
 
 from bgwork.conformation import (
     BASINS,
@@ -71,25 +71,8 @@ def test_basins_of_known_conformations(phi, psi, name):
 
 
 def dihedral_at(phi: float, psi: float) -> torch.Tensor:
-    """Alanine dipeptide with both backbone bonds turned to given angles, [1, n, 3]."""
-    molecule = peptide()
-    topology, x = plain(molecule), molecule.x.clone()
-    residue, angle_of = residues(topology)[0], torsion_functions(topology)
-    for name, atoms, wanted in (("phi", residue.phi, phi), ("psi", residue.psi, psi)):
-        _, i, j, _ = atoms
-        axis = ((x[j] - x[i]) / (x[j] - x[i]).norm()).numpy()
-        turn = torch.from_numpy(Rotation.from_rotvec(axis * (wanted - angle_of[name](x[None]).item())).as_matrix())
-        moving = beyond(topology, i, j)
-        x[moving] = (x[moving] - x[j]) @ turn.T + x[j]
-    return x[None]
-
-
-def beyond(topology: Topology, i: int, j: int) -> list[int]:
-    """Atoms on j's side of the bond i-j."""
-    found = [j]
-    for atom in found:
-        found += [k for k in topology.neighbours[atom] if k not in (i, *found)]
-    return found
+    """Alanine dipeptide with given backbone angles, [1, n, 3]."""
+    return turned(peptide().x, plain(peptide()), phi, psi)[None]
 
 
 def test_broken_and_inverted_are_counted_and_weighed_and_stay():
