@@ -71,7 +71,7 @@ class MetadynamicsSection(Section):
         burn_in: time steps of each walker that are discarded.
         thin: time steps between kept configurations of a walker.
         surplus: configurations kept under the bias for each one that is handed over.
-        decorrelation: time steps of unbiased dynamics that each resampled configuration is moved on by.
+        decorrelation: time steps of the Hamiltonian Monte Carlo transition that moves each resampled configuration on.
         torsions: names of the backbone torsions to bias, at most three; by default every phi and psi, or every phi if those are too many.
         time_step: in ps.
         friction: in 1/ps.
@@ -89,7 +89,7 @@ class MetadynamicsSection(Section):
     burn_in: Annotated[int, Field(ge=0)] = 50_000
     thin: Count = 100
     surplus: Count = 3
-    decorrelation: Count = 100
+    decorrelation: Count = 40
     torsions: list[str] = []
     time_step: Positive = 0.001
     friction: Positive = 1.0

@@ -2,7 +2,7 @@
 
     1. well-tempered metadynamics on backbone torsions builds a bias, which is capped and frozen;
     2. walkers run under the frozen bias; their configurations weigh exp(V/kT), which makes every average unbiased;
-    3. configurations are resampled by weight and moved on by short unbiased trajectories: the equilibrium set;
+    3. configurations are resampled by weight and moved on by Hamiltonian Monte Carlo: the equilibrium set;
     4. replica exchange over temperatures, which knows nothing of the bias, must give the same averages within 3 standard errors.
 
 All on the unconstrained Hamiltonian that weights use; standard errors come from the scatter of whole walkers, or whole ladders.
@@ -128,9 +128,10 @@ def equilibrium(walkers: WeightedSamples, target: OpenMMTarget, n: int, settings
                 progress: Progress = silent) -> Proposal:
     """n configurations of exp(-u): walkers' configurations resampled by weight and moved on; `group` = walker."""
     drawn = resample(walkers, n, generator=generator).proposal
-    x = decorrelate(target, drawn.x, steps=settings.decorrelation, dynamics=_dynamics(settings), generator=generator, progress=progress)
+    x, accepted = decorrelate(
+        target, drawn.x, steps=settings.decorrelation, step=settings.time_step, generator=generator, progress=progress)
     moved = replace(drawn, x=x, log_q=-target.u(x))
-    return with_edit(moved, f"each moved on by {settings.decorrelation} steps of unbiased dynamics")
+    return with_edit(moved, f"each moved on by {settings.decorrelation} steps of Hamiltonian Monte Carlo, {accepted:.2f} accepted")
 
 
 def _walkers(system: System, filled: BiasRun, progress: Progress) -> MolecularDynamics:

@@ -142,31 +142,53 @@ class MolecularDynamics:
                     self.progress(walker * draws + draw + 1, walkers * draws, f"walker {walker + 1} of {walkers}")
 
 
-def decorrelate(target: OpenMMTarget, x: Tensor, *, steps: int, dynamics: Langevin, generator: torch.Generator,
-                progress: Progress = silent) -> Tensor:
-    """Every configuration moved on by a short unbiased trajectory with fresh velocities, which leaves exp(-u) as it is.
+def decorrelate(target: OpenMMTarget, x: Tensor, *, steps: int, step: float, generator: torch.Generator,
+                progress: Progress = silent) -> tuple[Tensor, float]:
+    """Every configuration moved on by one Hamiltonian Monte Carlo transition, which leaves exp(-u) exactly as it is.
 
-    Copies of one configuration become different ones.
+        H(x, v) = U(x) + m v^2 / 2, velocity Verlet, accept with min(1, exp((H - H') / kT)), source: Duane et al. 1987
+
+    Copies of one configuration become different ones unless they are rejected. Fresh velocities without the Metropolis step would heat the
+    stiff bonds: at a finite time step their stationary velocities are not Maxwell's.
 
     Args:
         target: reduced energy.
         x: [N, n, 3] in its length unit.
         steps: time steps of each trajectory.
-        dynamics: time step and friction.
-        generator: of velocities and noise.
+        step: in ps.
+        generator: of velocities and acceptances.
         progress: called as progress(done, total, text).
     Returns:
-        [N, n, 3], on the target's space.
+        [N, n, 3], on the target's space, and the share that was accepted.
     """
-    context = openmm.Context(target.system(), dynamics.integrator(target.kT, seed=draw_seed(generator)), reference_platform())
-    moved = np.empty(x.shape)
-    for k, row in enumerate(x.numpy() * target.nm):
-        place(context, row, target.kT, draw_seed(generator))
-        context.getIntegrator().step(steps)
-        moved[k] = positions_of(context, target)
+    system = target.system()
+    context = openmm.Context(system, openmm.VerletIntegrator(step), reference_platform())
+    mass = np.array([system.getParticleMass(k)._value for k in range(system.getNumParticles())])[:, None]
+    velocities = torch.randn(x.shape, generator=generator, dtype=torch.float64).numpy() * np.sqrt(target.kT / mass)
+    threshold = -torch.empty(len(x), dtype=torch.float64).exponential_(generator=generator).numpy() * target.kT
+    moved, accepted = x.numpy() * target.nm, 0
+    for k in range(len(x)):
+        proposed, loss = _verlet(context, moved[k], velocities[k], mass, steps, step)
+        if loss > threshold[k]:
+            moved[k], accepted = proposed, accepted + 1
         if k % 1000 == 0:
             progress(k + 1, len(x), "decorrelating")
-    return target.space.project(torch.from_numpy(moved))
+    return target.space.project(torch.from_numpy(moved / target.nm)), accepted / len(x)
+
+
+def _verlet(context: openmm.Context, x: np.ndarray, v: np.ndarray, mass: np.ndarray, steps: int, step: float) -> tuple[np.ndarray, float]:
+    """End of a velocity-Verlet trajectory [n, 3] in nm, and the energy H - H' that it lost, in kJ/mol.
+
+    OpenMM's leapfrog holds velocities half a step behind the positions, hence the half kicks at both ends.
+    """
+    context.setPositions(x)
+    first = context.getState(energy=True, forces=True)
+    context.setVelocities(v - 0.5 * step * first.getForces(asNumpy=True)._value / mass)
+    context.getIntegrator().step(steps)
+    last = context.getState(positions=True, velocities=True, energy=True, forces=True)
+    end = last.getVelocities(asNumpy=True)._value + 0.5 * step * last.getForces(asNumpy=True)._value / mass
+    kinetic = 0.5 * (mass * (v**2 - end**2)).sum()
+    return last.getPositions(asNumpy=True)._value, first.getPotentialEnergy()._value - last.getPotentialEnergy()._value + kinetic
 
 
 def draw_seed(generator: torch.Generator) -> int:
