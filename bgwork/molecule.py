@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bgwork import units
+from bgwork.conformation import POSITIVE_PHI
 from bgwork.observables import dihedral
 from bgwork.protocols import Target
 from bgwork.spaces import Space
@@ -22,8 +23,6 @@ from bgwork.targets.force_fields import ForceFieldError, molecule_system, positi
 from bgwork.targets.molecular_mechanics import MolecularMechanics
 from bgwork.targets.openmm import OpenMMTarget
 from bgwork.topology import Stereocentre, Topology, backbone_torsions, same_chirality, stereocentres
-
-POSITIVE_PHI = (0.0, 2.0)  # rad: the basin that plain dynamics hardly visits
 
 Observable = Callable[[Tensor], Tensor]
 
@@ -79,7 +78,7 @@ class MetadynamicsSection(Section):
         level: height in kT that the frozen bias leaves of every barrier and basin above the lowest one.
         temperatures: ladder of the replica exchange that cross-checks, in K; the first is the system's.
         exchange: time steps between exchanges.
-        exchanges: rounds of exchange of each ladder.
+        exchanges: rounds of exchange of each ladder that are kept, after a fifth as many that are discarded.
         ladders: independent replica exchanges.
     """
 
@@ -95,10 +94,10 @@ class MetadynamicsSection(Section):
     friction: Positive = 1.0
     filling: Count = 3_000_000
     level: Positive = 3.0
-    temperatures: Annotated[list[Positive], Field(min_length=2)] = [300.0, 360.0, 430.0, 515.0, 620.0]
+    temperatures: Annotated[list[Positive], Field(min_length=2)] = [300.0, 365.0, 445.0, 540.0, 660.0, 805.0, 980.0, 1200.0]
     exchange: Count = 500
-    exchanges: Count = 2000
-    ladders: Annotated[int, Field(ge=4)] = 4
+    exchanges: Count = 1000
+    ladders: Annotated[int, Field(ge=4)] = 6
 
 
 def read_topology(section: ForceFieldSection) -> tuple[Topology, Tensor]:

@@ -1,4 +1,4 @@
-"""A four-atom chain with known torsion populations: harmonic bonds and angles do not depend on the torsion, so P(phi) = exp(-V(phi)/kT) / Z."""
+"""A four-atom chain with known torsion populations: bonds and angles do not depend on the torsion, so P(phi) = exp(-V(phi)/kT) / Z."""
 
 from __future__ import annotations
 

@@ -36,10 +36,10 @@ class Replicas:
     accepted: np.ndarray
 
     @classmethod
-    def at(cls, x: np.ndarray, rungs: int) -> Replicas:
-        """All rungs at one configuration [n, 3] in nm."""
-        copies, pairs = np.repeat(x[None], rungs, 0), np.zeros(rungs - 1)
-        return cls(x=copies, v=np.zeros_like(copies), energy=np.zeros(rungs), tried=pairs, accepted=pairs.copy())
+    def at(cls, x: np.ndarray) -> Replicas:
+        """The rungs at configurations [R, n, 3] in nm."""
+        pairs = np.zeros(len(x) - 1)
+        return cls(x=x.copy(), v=np.zeros_like(x), energy=np.zeros(len(x)), tried=pairs, accepted=pairs.copy())
 
     def exchange(self, kT: np.ndarray, *, parity: int, generator: torch.Generator) -> None:
         """Try to swap rungs (parity, parity + 1), (parity + 2, ...), ..., in place.
@@ -70,7 +70,7 @@ class ReplicaExchange:
 
     Args:
         target: reduced energy at the temperature of the first rung.
-        start: [C, n, 3] first configuration of each ladder, copied to all rungs, in the target's length unit.
+        start: [C, R, n, 3] first configuration of each rung of each ladder, in the target's length unit.
         temperatures: in K, rising; the first must be the target's.
         burn_in: rounds discarded of each ladder.
         steps: time steps a round.
@@ -97,6 +97,8 @@ class ReplicaExchange:
         if len(self.temperatures) < 2 or not rising or not math.isclose(units.kT(self.temperatures[0]), self.target.kT, rel_tol=1e-9):
             wanted = self.target.kT / units.GAS_CONSTANT
             raise DynamicsError(f"temperatures must rise from the target's {wanted:g} K in at least two rungs, got {self.temperatures}")
+        if self.start.ndim != 4 or self.start.shape[1] != len(self.temperatures):
+            raise DynamicsError(f"start has shape {tuple(self.start.shape)}, expected [C, {len(self.temperatures)}, n, 3]")
         if self.burn_in < 0 or self.steps < 1 or self.thin < 1:
             raise DynamicsError(f"burn_in must not be negative, steps and thin positive; got {self.burn_in}, {self.steps}, {self.thin}")
 
@@ -131,7 +133,7 @@ class ReplicaExchange:
         """Kept positions [draws, n, 3] in nm and energies [draws] of the first rung, and acceptance of each exchange [R - 1]."""
         kT = np.array([units.kT(temperature) for temperature in self.temperatures])
         contexts = [self._context(energy, generator) for energy in kT]
-        replicas = Replicas.at(self.start[ladder].numpy() * self.target.nm, len(kT))
+        replicas = Replicas.at(self.start[ladder].numpy() * self.target.nm)
         for rung, context in enumerate(contexts):
             place(context, replicas.x[rung], kT[rung], draw_seed(generator))
             replicas.v[rung] = context.getState(velocities=True).getVelocities(asNumpy=True)._value
