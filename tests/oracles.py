@@ -194,3 +194,79 @@ class TwoWells(_Counted):
         log_weights = x.new_tensor([1 - self.right, self.right]).log()
         normaliser = 0.5 * self.d * math.log(2 * math.pi * self.std**2)
         return self.offset + normaliser - torch.logsumexp(log_weights - squares / (2 * self.std**2), 1)
+
+
+@dataclass
+class HarmonicMolecule(_Counted):
+    """A chain of n >= 3 atoms with harmonic bonds and angles and a cosine for every torsion: an ideal molecule with known log Z.
+
+        u = sum k_r/2 (r - r0)^2 + sum k_a/2 (theta - theta0)^2 + sum k_t (1 + cos(m phi - phase))
+
+    In bond vectors d^3 b = r^2 sin(theta) dr dtheta dphi, one atom at a time, so that Z = n^(-3/2) 8 pi^2 R^(n-1) A^(n-2) T^(n-3), each a
+    one-dimensional integral. The factor n^(3/2) = det(D D^T)^(3/2), D the differences of neighbours, leads from bond vectors to orthonormal
+    mean-free coordinates.
+    """
+
+    n: int = 5
+    bond: tuple[float, float] = (0.15, 20_000.0)  # r0 in nm, k_r in kT/nm^2
+    angle: tuple[float, float] = (1.9, 60.0)  # theta0 in rad, k_a in kT/rad^2
+    torsion: tuple[int, float, float] = (2, 0.7, 1.5)  # m, phase in rad, k_t in kT
+    name: str = "harmonic-molecule"
+
+    def __post_init__(self) -> None:
+        self.space = MeanFree(n=self.n, d=3)
+        r = torch.linspace(0.0, 1.0, 200_001, dtype=torch.float64)
+        theta, phi = (torch.linspace(low, math.pi, 100_001, dtype=torch.float64) for low in (0.0, -math.pi))
+        m, phase, height = self.torsion
+        self._axes = {"r": (r, r.square() * torch.exp(-self.bond[1] / 2 * (r - self.bond[0]).square())),
+                      "theta": (theta, theta.sin() * torch.exp(-self.angle[1] / 2 * (theta - self.angle[0]).square())),
+                      "phi": (phi, torch.exp(-height * (1 + torch.cos(m * phi - phase))))}
+
+    def energy(self, x: Tensor) -> Tensor:
+        b = x[:, 1:] - x[:, :-1]
+        r = b.norm(dim=-1)
+        cosine = -(b[:, 1:] * b[:, :-1]).sum(-1) / (r[:, 1:] * r[:, :-1])
+        normal = torch.linalg.cross(b[:, :-1], b[:, 1:])
+        unit = normal / normal.norm(dim=-1, keepdim=True)
+        middle = b[:, 1:-1] / r[:, 1:-1, None]
+        sine = (torch.linalg.cross(unit[:, :-1], unit[:, 1:]) * middle).sum(-1)
+        phi = torch.atan2(sine, (unit[:, :-1] * unit[:, 1:]).sum(-1))
+        m, phase, height = self.torsion
+        stretch = self.bond[1] / 2 * (r - self.bond[0]).square().sum(1)
+        bend = self.angle[1] / 2 * (torch.arccos(cosine) - self.angle[0]).square().sum(1)
+        return stretch + bend + height * (1 + torch.cos(m * phi - phase)).sum(1)
+
+    @property
+    def log_z(self) -> float:
+        radial, bending, turning = (math.log(torch.trapezoid(mass, grid).item()) for grid, mass in self._axes.values())
+        orientation = math.log(4 * math.pi * 2 * math.pi)
+        return (self.n - 1) * radial + (self.n - 2) * bending + (self.n - 3) * turning + orientation - 1.5 * math.log(self.n)
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """Each length, angle and torsion drawn on its own, and the whole turned at random."""
+        r, theta, phi = (self._draw(axis, n, generator) for axis in ("r", "theta", "phi"))
+        plane, axis = (torch.tensor(v, dtype=torch.float64).expand(n, 3) for v in ((0.0, 1, 0), (1.0, 0, 0)))
+        x = [plane, torch.zeros_like(plane), r[:, :1] * axis]
+        for k in range(1, self.n - 1):
+            back = x[-2] - x[-1]
+            along = -back / back.norm(dim=1, keepdim=True)
+            up = x[-3] - x[-2] - ((x[-3] - x[-2]) * along).sum(1, keepdim=True) * along
+            up = up / up.norm(dim=1, keepdim=True)
+            side = torch.cos(phi[:, k, None]) * up + torch.sin(phi[:, k, None]) * torch.linalg.cross(along, up)
+            x.append(x[-1] + r[:, k, None] * (torch.sin(theta[:, k, None]) * side - torch.cos(theta[:, k, None]) * along))
+        turn = torch.linalg.qr(torch.randn(n, 3, 3, generator=generator, dtype=torch.float64)).Q
+        return self.space.project(torch.stack(x[1:], 1) @ (turn * torch.linalg.det(turn)[:, None, None]))
+
+    def _draw(self, axis: str, n: int, generator: torch.Generator) -> Tensor:
+        grid, mass = self._axes[axis]
+        cumulative = torch.cumsum(mass, 0) / mass.sum()
+        at = torch.searchsorted(cumulative, torch.rand(n, self.n, generator=generator, dtype=torch.float64)).clamp_max(len(grid) - 1)
+        return grid[at]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -self.energy(x) - self.log_z
+
+    def average_of(self, axis: str, f: Callable[[Tensor], Tensor]) -> float:
+        """<f> of a bond length "r", an angle "theta" or a torsion "phi"."""
+        grid, mass = self._axes[axis]
+        return ((f(grid).double() * mass).sum() / mass.sum()).item()

@@ -9,10 +9,12 @@ import openmm
 import pytest
 import torch
 from openmm import app
+from oracles import HarmonicMolecule, propose
 from peptides import Peptide, peptide
 
 from bgwork import units
 from bgwork.geometry import angles, distances, torsions, wrap
+from bgwork.reweighting import expectation, log_z, weigh
 from bgwork.spaces import Euclidean, MeanFree
 from bgwork.targets.cmap import correction_maps
 from bgwork.targets.molecular_mechanics import MolecularMechanics, UnsupportedForce
@@ -240,3 +242,34 @@ def test_readers_cover_a_system_made_by_a_user():
     ours, theirs = twins(molecule.system)
     x = molecule.perturbed(5)
     assert (ours.u(x) - theirs.u(x)).abs().max() < KJ
+
+
+def ideal_system(molecule: HarmonicMolecule) -> openmm.System:
+    """The oracle as a System whose kJ/mol are kT."""
+    system, atoms = openmm.System(), range(molecule.n)
+    bond, angle, torsion = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce(), openmm.PeriodicTorsionForce()
+    for _ in atoms:
+        system.addParticle(12.0)
+    for k in atoms[:-1]:
+        bond.addBond(k, k + 1, *molecule.bond)
+    for k in atoms[:-2]:
+        angle.addAngle(k, k + 1, k + 2, *molecule.angle)
+    for k in atoms[:-3]:
+        torsion.addTorsion(k, k + 1, k + 2, k + 3, *molecule.torsion)
+    for force in (bond, angle, torsion):
+        system.addForce(force)
+    return system
+
+
+def test_proper_weighting_of_an_ideal_molecule():
+    """Samples of a softer molecule, weighed with the torch energy and with OpenMM's: log Z and averages in closed form."""
+    molecule, softer = HarmonicMolecule(), HarmonicMolecule(bond=(0.15, 17_000.0), angle=(1.9, 50.0), torsion=(2, 0.9, 1.1))
+    x = molecule.sample(5, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(twins(ideal_system(molecule))[0].u(x), molecule.u(x), rtol=1e-9, atol=1e-9)
+    for target in twins(ideal_system(molecule)):
+        weighted = weigh(propose(softer, 20_000, seed=0), target)
+        assert abs(log_z(weighted).value - molecule.log_z) < 4 * log_z(weighted).stderr < 0.05
+        turned = expectation(weighted, lambda x: torsions(x, torch.tensor([[1, 2, 3, 4]]))[:, 0].sin())
+        assert abs(turned.value - molecule.average_of("phi", torch.sin)) < 4 * turned.stderr
+        length = expectation(weighted, lambda x: distances(x, torch.tensor([[0, 1]]))[:, 0])
+        assert abs(length.value - molecule.average_of("r", lambda r: r)) < 4 * length.stderr

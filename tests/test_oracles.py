@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from oracles import LINE, GaussianOracle, LineOracle, MissingMode, chains, double_well, gaussian_mixture
+from oracles import LINE, GaussianOracle, HarmonicMolecule, LineOracle, MissingMode, chains, double_well, gaussian_mixture, propose
 from scipy.integrate import quad
 
 from bgwork.protocols import Prior, Target
+from bgwork.reweighting import expectation, log_z, weigh
 from bgwork.spaces import Euclidean, MeanFree
 
 
@@ -65,3 +66,33 @@ def test_chains_have_the_stated_memory():
     x = chains(GaussianOracle(space=LINE), 50, 400, memory=0.9, seed=0).x.view(50, 400)
     assert (x[:, 1:] * x[:, :-1]).mean().item() == pytest.approx(0.9, abs=0.08)
     assert x.var().item() == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_harmonic_molecule_by_importance_sampling(n):
+    """log Z and an average from a Gaussian that knows nothing of bonds, for constants soft enough."""
+    molecule = HarmonicMolecule(n=n, bond=(0.2, 250.0), angle=(1.9, 3.0), torsion=(1, 0.7, 1.0))
+    weighted = weigh(propose(GaussianOracle(space=molecule.space, std=0.16), 200_000, seed=0), molecule)
+    assert abs(log_z(weighted).value - molecule.log_z) < 4 * log_z(weighted).stderr < 0.1
+    length = expectation(weighted, lambda x: (x[:, 1] - x[:, 0]).norm(dim=1))
+    assert abs(length.value - molecule.average_of("r", lambda r: r)) < 4 * length.stderr
+
+
+def test_harmonic_molecule_draws_from_itself():
+    """Lengths, angles and torsions of its own draws; <|x|> has no preferred direction; log_prob is that of exp(-u)/Z by construction."""
+    molecule = HarmonicMolecule(n=5)
+    x = molecule.sample(20_000, generator=torch.Generator().manual_seed(0))
+    b = x[:, 1:] - x[:, :-1]
+    along = b[:, 1] / b[:, 1].norm(dim=1, keepdim=True)
+    first, last = (v - (v * along).sum(1, keepdim=True) * along for v in (-b[:, 0], b[:, 2]))
+    phi = torch.atan2((torch.linalg.cross(first, last) * along).sum(1), (first * last).sum(1))
+    theta = torch.arccos(-(b[:, 0] * b[:, 1]).sum(1) / (b[:, 0].norm(dim=1) * b[:, 1].norm(dim=1)))
+    for axis, values in (("r", b[:, 3].norm(dim=1)), ("theta", theta), ("phi", phi)):
+        for f in (torch.sin, torch.cos):
+            found = f(values)
+            assert abs(found.mean().item() - molecule.average_of(axis, f)) < 4 * found.std().item() / math.sqrt(len(x))
+    square = x.square().sum(1).mean(0)
+    assert square.std() / square.mean() < 0.05
+    degrees = 2 * molecule.u(x).mean().item()  # equipartition: one kT/2 for each of 4 lengths and 3 angles, and the cosines
+    cosines = 2 * 2 * molecule.average_of("phi", lambda p: 1.5 * (1 + torch.cos(2 * p - 0.7)))
+    assert degrees - cosines == pytest.approx(7, abs=0.3)
