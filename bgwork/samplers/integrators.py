@@ -11,9 +11,11 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bgwork.protocols import Field
+
+Time = float | Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +94,51 @@ class Grid:
         return Grid(integrator=self.integrator, steps=2 * self.steps, times=tuple(times))
 
 
-def step(field: Field, tableau: Tableau, t: float, h: float, x: Tensor) -> Tensor:
+class LearnedGrid(nn.Module):
+    """A grid whose step sizes are parameters: h_k = softmax(logits)_k, uniform at the start.
+
+    Args:
+        integrator: as for `Grid`.
+        steps: number of steps K.
+        symmetric: whether h_k = h_{K-1-k}, so that the grid reads the same in reverse time.
+
+    Example:
+        >>> LearnedGrid(integrator="midpoint", steps=4, symmetric=True).fixed() == Grid(steps=4, times=(0.0, 0.25, 0.5, 0.75, 1.0))
+        True
+    """
+
+    def __init__(self, *, integrator: str = "midpoint", steps: int = 16, symmetric: bool = False) -> None:
+        super().__init__()
+        uniform = Grid(integrator=integrator, steps=steps)
+        self.integrator, self.steps, self.tableau, self.symmetric = integrator, steps, uniform.tableau, symmetric
+        self.logits = nn.Parameter(torch.zeros((steps + 1) // 2 if symmetric else steps))
+
+    def times(self) -> Tensor:
+        """K + 1 times from 0 to 1, float64, differentiable in the logits."""
+        logits = self.logits.double()
+        if self.symmetric:
+            logits = torch.cat([logits, logits[: self.steps // 2].flip(0)])
+        inner = torch.softmax(logits, 0).cumsum(0)[:-1]
+        return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
+
+    @property
+    def intervals(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(t_k, h_k) of every step, in order, as scalar tensors."""
+        times = self.times()
+        return tuple(zip(times[:-1], times.diff(), strict=True))
+
+    def fixed(self) -> Grid:
+        """The grid as it stands, for samplers."""
+        return Grid(integrator=self.integrator, steps=self.steps, times=tuple(self.times().tolist()))
+
+
+def step(field: Field, tableau: Tableau, t: Time, h: Time, x: Tensor) -> Tensor:
     """One step T(x).
 
     Args:
         field: the velocity v(t, x).
         tableau: Runge-Kutta coefficients.
-        t, h: start and (signed) length of the step.
+        t, h: start and (signed) length of the step, numbers or scalar tensors in which T is differentiable.
         x: [B, n, d] float64.
     Returns:
         [B, n, d] float64.
@@ -109,7 +149,7 @@ def step(field: Field, tableau: Tableau, t: float, h: float, x: Tensor) -> Tenso
     return _advance(x, h, tableau.b, slopes)
 
 
-def step_with_divergence(field: Field, tableau: Tableau, t: float, h: float, x: Tensor) -> tuple[Tensor, Tensor]:
+def step_with_divergence(field: Field, tableau: Tableau, t: Time, h: Time, x: Tensor) -> tuple[Tensor, Tensor]:
     """One step T(x) [B, n, d] and int tr J dt over it [B], by the same quadrature: the augmented ODE of Chen et al. (2018), eq. 8."""
     slopes: list[Tensor] = []
     traces: list[Tensor] = []
@@ -120,7 +160,7 @@ def step_with_divergence(field: Field, tableau: Tableau, t: float, h: float, x: 
     return _advance(x, h, tableau.b, slopes), h * sum(b * trace for b, trace in zip(tableau.b, traces, strict=True))
 
 
-def step_with_jacobian(field: Field, tableau: Tableau, t: float, h: float, x: Tensor) -> tuple[Tensor, Tensor]:
+def step_with_jacobian(field: Field, tableau: Tableau, t: Time, h: Time, x: Tensor) -> tuple[Tensor, Tensor]:
     """One step T(x) [B, n, d] and its Jacobian DT [B, nd, nd], both float64: K_i = J(x_i)(I + h sum_j a_ij K_j)."""
     slopes: list[Tensor] = []
     tangents: list[Tensor] = []
@@ -133,11 +173,11 @@ def step_with_jacobian(field: Field, tableau: Tableau, t: float, h: float, x: Te
     return _advance(x, h, tableau.b, slopes), _advance(identity, h, tableau.b, tangents)
 
 
-def _time(t: float, x: Tensor) -> Tensor:
-    return torch.tensor(t, dtype=torch.float64, device=x.device)
+def _time(t: Time, x: Tensor) -> Tensor:
+    return torch.as_tensor(t, dtype=torch.float64, device=x.device)
 
 
-def _advance(x: Tensor, h: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def _advance(x: Tensor, h: Time, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
             x = x + (h * weight) * slope
