@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from bgwork.protocols import Prior, Target
 from bgwork.samplers.mcmc import ChainState, StepSize, hmc_step
 from bgwork.spaces import Euclidean, MeanFree, Space
 
-TUNING_MOVES = 20  # moves of the pilot at each temperature, from which its step size is learned
+TUNING = 20  # transitions of the pilot at each temperature, from which its step size is learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +105,15 @@ class Rung:
 
 
 class Kernel(Protocol):
-    """A Markov kernel that leaves exp(-u_beta) invariant for any fixed step size.
+    """A Markov kernel that leaves exp(-u_beta) invariant for any fixed step size; a dataclass.
 
     Attributes:
+        transitions: of each move.
         first_step: guess with which tuning starts.
         acceptance: mean acceptance that tuning aims at.
     """
 
+    transitions: int
     first_step: float
     acceptance: float
 
@@ -224,8 +226,8 @@ def tuned_step(kernel: Kernel, path: Path, beta: float, walkers: Walkers, first:
     Returns:
         The walkers moved, and the step.
     """
-    sizes = StepSize(first, rungs=1, acceptance=kernel.acceptance)
-    for _ in range(TUNING_MOVES):
+    sizes, kernel = StepSize(first, rungs=1, acceptance=kernel.acceptance), replace(kernel, transitions=1)
+    for _ in range(TUNING):
         walkers, probability = kernel.move(path, beta, walkers, sizes.log_step.exp().item(), generator=generator)
         sizes.update(probability[:, None])
     return walkers, sizes.freeze().item()

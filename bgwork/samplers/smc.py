@@ -36,6 +36,14 @@ from bgwork.spaces import Space
 
 
 @dataclass(frozen=True, kw_only=True)
+class Annealed:
+    """What a run hands over, and the population that it ended with, which remembers ancestors."""
+
+    proposal: Proposal
+    population: Population
+
+
+@dataclass(frozen=True, kw_only=True)
 class Annealer(abc.ABC):
     """What `SMC`, `AnnealedImportance` and `Rejuvenated` share.
 
@@ -106,15 +114,16 @@ class Annealer(abc.ABC):
                                  "or start from a proposal nearer the target")
         return Schedule(betas=tuple(betas), steps=tuple(steps), cost=weighted.proposal.cost + meter.read())
 
-    def run(self, weighted: WeightedSamples, schedule: Schedule, *, generator: torch.Generator) -> Population:
-        """The rows of `start` brought along a schedule to beta = 1."""
+    def run(self, weighted: WeightedSamples, schedule: Schedule, *, generator: torch.Generator) -> Annealed:
+        """Rows of `start`, or stored ones of the same origin, brought along a schedule that was tuned on others to beta = 1."""
+        meter = Meter(self.target)
         population, beta = self._enter(weighted, islands=self.islands), self.first_beta
         for following, step in zip(schedule.betas, schedule.steps, strict=True):
             population = resampled(reweighted(population, following - beta), self.resample_below, generator=generator)
             alive, beta = population.alive, following
             moved, _ = self.kernel.move(self.path, beta, population.walkers.take(alive), step, generator=generator)
             population = replace(population, walkers=population.walkers.put(alive, moved))
-        return population
+        return self._handed_over(weighted, population, schedule, meter.read())
 
     def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
         """n rows with proper weights.
@@ -132,10 +141,8 @@ class Annealer(abc.ABC):
         check_count(n)
         in_islands(n, self.islands)
         schedule = self.schedule or self.tune(generator=generator)
-        weighted, meter = self.start(n, generator=generator), Meter(self.target)
-        population = self.run(weighted, schedule, generator=generator)
-        cost = weighted.proposal.cost + meter.read() + (Cost() if self.schedule else schedule.cost)
-        return self._proposal(weighted, population, schedule, cost)
+        proposal = self.run(self.start(n, generator=generator), schedule, generator=generator).proposal
+        return proposal if self.schedule else replace(proposal, cost=proposal.cost + schedule.cost)
 
     def _enter(self, weighted: WeightedSamples, *, islands: int) -> Population:
         """Weights proper for u_beta at the first beta: log w = -u_beta - log q, and -inf in the rows without weight at the target."""
@@ -145,13 +152,15 @@ class Annealer(abc.ABC):
         return Population(walkers=walkers, log_w=torch.where(alive, log_w, -math.inf), island=in_islands(len(weighted), islands),
                           ancestor=torch.arange(len(weighted)))
 
-    def _proposal(self, weighted: WeightedSamples, population: Population, schedule: Schedule, cost: Cost) -> Proposal:
+    def _handed_over(self, weighted: WeightedSamples, population: Population, schedule: Schedule, spent: Cost) -> Annealed:
         """log_q = -u - log w; rows without weight are where they were drawn, and keep their log_q."""
         start, walkers = weighted.proposal, population.walkers
         log_q = torch.where(population.alive, -walkers.u - population.log_w, start.log_q)
         density = Density.PATH if start.density.trusted and start.density.normalised else start.density
-        return replace(start, x=walkers.x, log_q=log_q, density=density, group=population.island if self.resample_below > 0 else None,
-                       sign=None, certificate=None, cost=cost, note=describe(self, weighted, population, schedule))
+        proposal = replace(
+            start, x=walkers.x, log_q=log_q, density=density, group=population.island if self.resample_below > 0 else None, sign=None,
+            certificate=None, cost=start.cost + spent, note=describe(self, weighted, population, schedule))
+        return Annealed(proposal=proposal, population=population)
 
 
 @dataclass(frozen=True, kw_only=True)

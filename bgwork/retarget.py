@@ -1,0 +1,129 @@
+"""One set of weighted samples for many targets: another temperature, another force constant, with the effective sample size to expect.
+
+log_q belongs to the samples and not to the target, so log w' = -u' - log q is proper for any u' that is infinite wherever u is. What it
+costs is told by the change of the reduced energy, D = u' - u, beforehand and without new energies where only the temperature changes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bgwork.protocols import Target
+from bgwork.records import Estimate, WeightedSamples
+from bgwork.reweighting import average, ess, weigh
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Effective sample size after a change of the reduced energy, from the first two moments of the log-weights.
+
+        V = Var(D) - 2 Cov(log w, D),  log-normal: ESS exp(-V),  second order: ESS / (1 + V), moments under the weights
+
+    The log-normal figure is exact where (log w, D) is Gaussian. With equal weights V = Var(D), in temperature (1 - kT/kT')^2 Var(u), Var(u)
+    being the heat capacity in units of k_B. V is negative, and the prediction larger, where the change leads back towards the
+    generator's own density; above 1 it says no more than that the change is harmless.
+
+    Attributes:
+        log_normal: fraction of the number of samples, with its standard error from that of V.
+        second_order: the same to second order in D.
+        variance: V.
+    """
+
+    log_normal: Estimate
+    second_order: float
+    variance: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retargeted:
+    """Samples weighed for another target, and what that did to them.
+
+    Attributes:
+        samples: the same configurations and log_q with the new reduced energies.
+        before: effective fraction for the old target.
+        predicted: effective fraction expected from the change of energy.
+        measured: effective fraction of the new weights.
+    """
+
+    samples: WeightedSamples
+    before: Estimate
+    predicted: Prediction
+    measured: Estimate
+
+
+def retarget(weighted: WeightedSamples, target: Target) -> Retargeted:
+    """The same samples weighed for another target, such as one with a different force constant.
+
+    Args:
+        weighted: samples of any generator; MD samples (UNNORMALISED) remain known up to a constant.
+        target: the new reduced energy; its evaluations are added to the cost.
+    Raises:
+        ValueError: if the target lives on another space, or no weight is positive before or after.
+    """
+    proposal = weighted.proposal
+    renewed = weigh(proposal, target, accept=[proposal.density] if not proposal.density.trusted else ())
+    samples = replace(renewed, proposal=replace(renewed.proposal, origin=proposal.origin))  # what was accepted stands there already
+    return _compared(weighted, samples)
+
+
+def retarget_temperature(weighted: WeightedSamples, *, factor: float) -> Retargeted:
+    """The same samples weighed for kT' = factor kT: u' = u / factor, without any new energy.
+
+    Args:
+        weighted: samples of any generator.
+        factor: kT' / kT.
+    Raises:
+        ValueError: if the factor is not positive and finite, or no weight is positive.
+    """
+    name = f"{weighted.target} at {factor:g} kT"
+    return _compared(weighted, WeightedSamples(proposal=weighted.proposal, u=_at_temperature(weighted.u, factor), target=name))
+
+
+def predict_temperature(weighted: WeightedSamples, *, factor: float) -> Prediction:
+    """Effective sample size to expect at kT' = factor kT.
+
+    Raises:
+        ValueError: as `retarget_temperature`.
+    """
+    return predict(weighted, _at_temperature(weighted.u, factor) - weighted.u)
+
+
+def predict(weighted: WeightedSamples, change: Tensor) -> Prediction:
+    """Effective sample size to expect when the reduced energy changes by D.
+
+    Rows that the new energy forbids (D = +inf) or for which it failed (NaN) lose their weight first; the formula is for the others.
+
+    Args:
+        weighted: N samples.
+        change: D = u' - u, [N]; whatever stands in rows of zero weight is ignored.
+    Returns:
+        Prediction; its standard error leaves out that of the ESS it starts from.
+    Raises:
+        ValueError: if no weight is positive, or all rows are forbidden.
+    """
+    lost = torch.isnan(change) | (change == math.inf)
+    allowed = replace(weighted, u=torch.where(lost, math.inf, weighted.u))
+    start, log_w = ess(allowed), allowed.log_w
+    keep = log_w > -math.inf
+    change, log_w = torch.where(keep, change, 0.0), torch.where(keep, log_w, 0.0)
+    off, off_w = (values - average(allowed, values).value for values in (change, log_w))
+    variance = average(allowed, off.square() - 2 * off_w * off)
+    fraction = start.value * math.exp(-variance.value)
+    second_order = start.value / (1 + variance.value) if variance.value > -1 else math.inf
+    return Prediction(
+        log_normal=Estimate(value=fraction, stderr=fraction * variance.stderr, n_eff=fraction * len(weighted)),
+        second_order=second_order, variance=variance)
+
+
+def _at_temperature(u: Tensor, factor: float) -> Tensor:
+    if not (factor > 0 and math.isfinite(factor)):
+        raise ValueError(f"the temperature's factor kT'/kT must be positive and finite, got {factor}")
+    return u / factor
+
+
+def _compared(old: WeightedSamples, new: WeightedSamples) -> Retargeted:
+    return Retargeted(samples=new, before=ess(old), predicted=predict(old, new.u - old.u), measured=ess(new))
