@@ -34,16 +34,21 @@ class CoarseFlow(nn.Module):
     Args:
         field: velocity, an nn.Module.
         grid: fixed, or learned with the field.
+
+    Attributes:
+        arithmetic: what the steps call, the field itself or a compiled form of it.
     """
 
     def __init__(self, field: nn.Module, grid: Grid | LearnedGrid) -> None:
         super().__init__()
         self.field, self.grid = field, grid
+        self.arithmetic: Field | None = None
 
     @property
     def steps(self) -> tuple[RungeKuttaStep, ...]:
         """The executed map's steps, differentiable in every parameter."""
-        return tuple(RungeKuttaStep(field=self.field, tableau=self.grid.tableau, t=t, h=h) for t, h in self.grid.intervals)
+        field, tableau = self.arithmetic or self.field, self.grid.tableau
+        return tuple(RungeKuttaStep(field=field, tableau=tableau, t=t, h=h) for t, h in self.grid.intervals)
 
     def executed(self) -> tuple[Field, Grid]:
         """Field and grid as they stand, for samplers."""
@@ -132,6 +137,7 @@ class PolishSource:
         settings: what is minimised.
         seed: together with the step, seeds everything drawn.
         x: equilibrium data [N, n, d]; None if settings.share is 0.
+        rows: configurations whose Jacobians are differentiated at once.
     """
 
     prior: Prior
@@ -139,6 +145,7 @@ class PolishSource:
     settings: PolishSettings
     seed: int
     x: Tensor | None = None
+    rows: int = 16
     counts: PolishCounts = field(default_factory=PolishCounts)
 
     def __post_init__(self) -> None:
@@ -162,7 +169,7 @@ class PolishSource:
     def _own(self, model: CoarseFlow, generator: torch.Generator, folds: list) -> tuple[Tensor, Tensor, tuple, Tensor]:
         n, share = self.settings.batch - self.settings.data_rows, 1 - self.settings.share
         z = self.prior.sample(n, generator=generator)
-        scored = score(model.steps, self.prior, z)
+        scored = score(model.steps, self.prior, z, rows=self.rows)
         folds.append(self._near_folds(scored))
         log_w, c = self._log_w_and_pull(scored)
         upright = ~scored.folded
@@ -184,13 +191,13 @@ class PolishSource:
         self.counts.data_not_inverted += int((~found).sum())
         folds.append(self._at_failures(model, z[~found]))
         parameters = tuple(model.parameters()) if self.settings.data == "likelihood" else ()
-        scored = score(model.steps, self.prior, z[found], parameters=parameters)
+        scored = score(model.steps, self.prior, z[found], parameters=parameters, rows=self.rows)
         folds.append(self._near_folds(scored))
         upright = ~scored.folded
         self.counts.data_folded += int(scored.folded.sum())
         if parameters:
             if not upright.all():  # their gradients are in the sum already: once more without them
-                scored = score(model.steps, self.prior, z[found][upright], parameters=parameters)
+                scored = score(model.steps, self.prior, z[found][upright], parameters=parameters, rows=self.rows)
             gradient = tuple(-share / n * g for g in scored.parameter_gradient)
             nothing = z[:0]
             return nothing, nothing, gradient, -share * scored.log_q.sum() / n

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from bgwork import store
 from bgwork.recipes.base import Recipe, RecipeError
 from bgwork.recipes.flow_matching import FlowMatchingRecipe
+from bgwork.recipes.polish import PolishRecipe
 from bgwork.recipes.sections import FIELDS
 from bgwork.system import System
 
 DEFAULT = "eqot-fm"
-OBJECTIVES: dict[str, type[Recipe]] = {"flow-matching": FlowMatchingRecipe}
+OBJECTIVES: dict[str, type[Recipe]] = {"flow-matching": FlowMatchingRecipe, "polish": PolishRecipe}
 
 
 def list_recipes(system: System) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -123,8 +123,10 @@ class LoopSection(Section):
     evaluate_every: Annotated[int, Field(ge=0)] = 5000
     evaluate_samples: Count = 500
 
-    def config(self) -> TrainingConfig:
-        return TrainingConfig(**{name: getattr(self, name) for name in LoopSection.model_fields if name != "evaluate_samples"})
+    def config(self, **changes: Any) -> TrainingConfig:
+        """The loop's settings, some of them changed."""
+        own = {name: getattr(self, name) for name in LoopSection.model_fields if name != "evaluate_samples"}
+        return TrainingConfig(**own | changes)
 
 
 class FlowMatchingTrainingSection(LoopSection):

@@ -1,0 +1,46 @@
+"""A field whose Jacobian is compiled: the same numbers up to round-off, in about half the time once it is to be differentiated again."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bgwork.protocols import Field
+
+
+class CompiledField:
+    """Passes everything on to a field, with `value_and_jacobian` compiled for one batch size.
+
+    Smaller batches are filled up with copies of their first row, so that nothing is compiled twice; larger ones are refused.
+
+    Args:
+        field: what is compiled; its parameters stay its own.
+        rows: batch size.
+    """
+
+    def __init__(self, field: Field, *, rows: int) -> None:
+        self.field, self.rows, self.n, self.d = field, rows, field.n, field.d
+
+    def __deepcopy__(self, memo: dict) -> CompiledField:
+        return CompiledField(copy.deepcopy(self.field, memo), rows=self.rows)
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.field(t, x)
+
+    def value_and_divergence(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.field.value_and_divergence(t, x)
+
+    @cached_property
+    def _compiled(self):
+        return torch.compile(self.field.value_and_jacobian, dynamic=False)
+
+    def value_and_jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        size = len(x)
+        if size > self.rows:
+            raise ValueError(f"compiled for batches of at most {self.rows} rows, got {size}")
+        full = torch.cat([x, x[:1].expand(self.rows - size, -1, -1)]) if size < self.rows else x
+        v, jacobian = self._compiled(torch.as_tensor(t).expand(self.rows), full)
+        return v[:size], jacobian[:size]

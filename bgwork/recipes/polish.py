@@ -1,0 +1,97 @@
+"""objective = "polish": a trained flow on a coarse grid, tuned for the exact density of the map that it executes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from bgwork import store
+from bgwork.fields.compiled import CompiledField
+from bgwork.objectives.polish import CoarseFlow, PolishLoss, PolishSettings, PolishSource
+from bgwork.protocols import Sampler
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta
+from bgwork.recipes.sections import GridSection, LoopSection, Share
+from bgwork.samplers.flow import Flow
+from bgwork.samplers.integrators import LearnedGrid
+from bgwork.system import Count, Positive, Section, System
+from bgwork.training import TrainingJob
+
+ROWS = 16  # configurations whose Jacobians are differentiated at once (`executed_density.score`)
+
+
+class PolishSection(Section):
+    """[polish]: what is minimised, as in `PolishSettings`; and `step_sizes`: uniform, or learned with the field."""
+
+    batch: Count = 32
+    share: Share = 1.0
+    data: Literal["path", "likelihood"] = "path"
+    own: Literal["reverse", "forward", "chi-square"] = "forward"
+    margin: Positive = 0.05
+    fold_weight: Positive = 10.0
+    step_sizes: Literal["uniform", "learned", "symmetric"] = "uniform"
+
+    def settings(self) -> PolishSettings:
+        return PolishSettings(**self.model_dump(exclude={"step_sizes"}))
+
+
+class PolishTrainingSection(LoopSection):
+    """[training] of a polish: the loop's settings and the system's generator to start from; `compiled` is for the Jacobian."""
+
+    initial: str
+
+
+class PolishRecipe(Recipe):
+    """Polish of a generator trained by flow matching with the same [field]."""
+
+    objective: Literal["polish"]
+    training: PolishTrainingSection
+    polish: PolishSection = PolishSection()
+    sampler: GridSection
+
+    @property
+    def needs_data(self) -> bool:
+        return self.polish.share > 0
+
+    def network(self, system: System) -> nn.Module:
+        uniform = self.polish.step_sizes == "uniform"
+        grid = self.sampler.build() if uniform else LearnedGrid(
+            integrator=self.sampler.integrator, steps=self.sampler.steps, symmetric=self.polish.step_sizes == "symmetric")
+        return CoarseFlow(self.field.build(system), grid)
+
+    def job(self, request: Request) -> TrainingJob:
+        system, settings = request.system, self.polish.settings()
+        network = self.fresh_network(request)
+        start_from(network.field, system, self.training.initial)
+        if self.training.compiled:
+            network.arithmetic = CompiledField(network.field, rows=ROWS)
+        source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data)
+        config = self.training.config(compiled=False)
+        return TrainingJob(
+            model=network, loss=PolishLoss(settings), data=source, config=config, folder=request.folder, meta=job_meta(self, request),
+            evaluate=ess_of(self, system, n=self.training.evaluate_samples), on_log=request.on_log)
+
+    def default_choice(self) -> Choice:
+        return Choice(integrator=self.sampler.integrator, steps=self.sampler.steps, weights="density")
+
+    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+        if (choice.integrator, choice.steps) != (self.sampler.integrator, self.sampler.steps):
+            raise RecipeError(f"this generator was polished for {self.sampler.integrator} with {self.sampler.steps} steps, not for "
+                              f"{choice.integrator} with {choice.steps}; leave out --integrator and --steps")
+        field, grid = trained.network.executed()
+        return Flow(prior=trained.prior, field=field, grid=grid, origin=trained.origin, round_trip=trained.round_trip,
+                    on_batch=choice.on_batch)
+
+
+def start_from(field: nn.Module, system: System, name: str) -> None:
+    """Take the field's weights from one of the system's generators, trained by flow matching or itself polished.
+
+    Raises:
+        RecipeError: if they do not fit.
+    """
+    path = system.path / "generators" / f"{name}.safetensors"
+    weights = store.load_checkpoint(path)[0]
+    weights = {key.removeprefix("field."): value for key, value in weights.items() if not key.startswith("grid.")}
+    if weights.keys() != dict(field.named_parameters()).keys():
+        raise RecipeError(f"{path} has other weights than the recipe's field; polish a generator with the same [field]")
+    field.load_state_dict(weights, strict=False)
