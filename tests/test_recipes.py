@@ -10,7 +10,10 @@ from bgwork.couplings import EquivariantOptimalTransport, Independent, OptimalTr
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.multihop import MultiHop
 from bgwork.generators import load_generator
+from bgwork.protocols import Sampler
 from bgwork.recipes import RecipeError, Request, initial_network, list_recipes, load_recipe, parse_recipe, save_recipe
+from bgwork.recipes.base import Trained
+from bgwork.records import Origin
 from bgwork.system import list_systems, load_system
 
 
@@ -21,12 +24,14 @@ def recipe(**tables):
     return parse_recipe(values, source="test")
 
 
-def test_every_shipped_recipe_builds_its_field():
+def test_every_shipped_recipe_builds_its_network_and_sampler():
     for system in map(load_system, list_systems()):
         for name in list_recipes(system):
-            field = initial_network(load_recipe(system, name), system, seed=0)
-            x = system.prior.sample(2, generator=torch.Generator().manual_seed(0))
-            assert field(torch.tensor(0.5), x).shape == x.shape
+            recipe = load_recipe(system, name)
+            trained = Trained(network=initial_network(recipe, system, seed=0), system=system, prior=system.prior,
+                              origin=Origin(method=name, system=system.name))
+            sampler = recipe.sampler_of(trained, recipe.default_choice())
+            assert isinstance(sampler, Sampler) and sampler.space == system.space
 
 
 def test_overrides_reach_the_job(toy):
