@@ -32,7 +32,7 @@ class ForceFieldSection(Section):
 
     Attributes:
         topology: PDB file with every atom, in the order of the configurations; relative to the system's folder.
-        forcefield: files shipped with OpenMM, or paths.
+        forcefield: files shipped with OpenMM, or files in the system's folder.
         solvent: "vacuum" or "obc2".
         temperature: in K; u = U/RT.
     """
@@ -44,8 +44,9 @@ class ForceFieldSection(Section):
     temperature: Positive
 
     def within(self, folder: Path) -> ForceFieldSection:
-        """The same with the PDB file's path from the system's folder."""
-        return self.model_copy(update={"topology": str(folder / self.topology)})
+        """The same with the paths of files that lie in the system's folder."""
+        files = [str(folder / name) if (folder / name).is_file() else name for name in self.forcefield]
+        return self.model_copy(update={"topology": str(folder / self.topology), "forcefield": files})
 
     def pdb(self) -> app.PDBFile:
         return read_pdb(Path(self.topology))

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import openmm
 from openmm import app, unit
 
 SOLVENTS: dict[str, tuple[str, ...]] = {"vacuum": (), "obc2": ("implicit/obc2.xml",)}
+SHIPPED = Path(app.__file__).parent / "data"  # OpenMM's own files
 OFFSET = 0.009  # nm by which OBC2 shrinks intrinsic radii (Onufriev, Bashford and Case 2004)
 KNOWN_FORCES = (
     openmm.HarmonicBondForce, openmm.HarmonicAngleForce, openmm.PeriodicTorsionForce, openmm.NonbondedForce, openmm.GBSAOBCForce,
@@ -33,28 +35,50 @@ def read_pdb(path: Path) -> app.PDBFile:
     if not Path(path).is_file():
         raise ForceFieldError(f"no PDB file {path}")
     try:
-        pdb = app.PDBFile(str(path))
-    except (ValueError, IndexError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        if not any(line.startswith(("ATOM", "HETATM")) for line in Path(path).read_text().splitlines()):
+            raise ForceFieldError(f"{path} holds no atoms; give a PDB file with ATOM records")
+        return app.PDBFile(str(path))
+    except (ValueError, IndexError, KeyError, AttributeError) as error:
+        if isinstance(error, ForceFieldError):
+            raise
         raise ForceFieldError(f"{path} is not a readable PDB file: {error}") from error
-    if pdb.topology.getNumAtoms() == 0:
-        raise ForceFieldError(f"{path} holds no atoms; give a PDB file with ATOM records")
-    return pdb
 
 
 def read_force_field(names: Sequence[str], solvent: str) -> app.ForceField:
     """Force-field files shipped with OpenMM, or paths, and the solvent's.
 
     Raises:
-        ForceFieldError: for an unknown solvent, a file that is not found, or one that OpenMM cannot read.
+        ForceFieldError: for an unknown solvent, a file that is not found, one that OpenMM cannot read, or one with a script in it.
     """
     if solvent not in SOLVENTS:
         raise ForceFieldError(f"unknown solvent {solvent!r}; known are {', '.join(SOLVENTS)}")
+    for name in names:
+        _refuse_script(Path(name))
     try:
         return app.ForceField(*names, *SOLVENTS[solvent])
     except Exception as error:  # OpenMM raises plain ValueError, KeyError and xml.etree errors alike
         shipped = "amber14/protein.ff14SB.xml, amber99sbildn.xml, charmm36.xml"
         raise ForceFieldError(f"force field {', '.join(names)} cannot be loaded: {error}; "
                               f"give the path of an OpenMM force-field file or the name of a shipped one, such as {shipped}") from error
+
+
+def _refuse_script(path: Path) -> None:
+    """Refuse a file that OpenMM would execute Python from, unless it is OpenMM's own; files that it includes are looked at too.
+
+    Raises:
+        ForceFieldError: if there is a script.
+    """
+    if not path.is_file() or SHIPPED in path.resolve().parents:
+        return
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError) as error:
+        raise ForceFieldError(f"force field {path} cannot be loaded: {error}") from error
+    if next(root.iter("Script"), None) is not None or next(root.iter("InitializationScript"), None) is not None:
+        raise ForceFieldError(f"{path} holds a <Script>, which OpenMM would execute; take it out if the force field works without, "
+                              "or use a file shipped with OpenMM")
+    for included in root.iter("Include"):
+        _refuse_script(path.parent / included.get("file", ""))
 
 
 def molecule_system(pdb: app.PDBFile, *, forcefield: Sequence[str], solvent: str) -> openmm.System:
