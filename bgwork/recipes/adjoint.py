@@ -1,0 +1,79 @@
+"""objective = "adjoint": a controlled Brownian motion learned from the energy, and "bridge-matching": the same pretrained from data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from bgwork.fields.affine import Affine
+from bgwork.fields.preconditioning import ControlPreconditioning
+from bgwork.fields.probability_flow import control_stops, velocity_of_control
+from bgwork.objectives.adjoint_sampling import AdjointSampling, BridgeMatchingData
+from bgwork.objectives.replay import regression_loss
+from bgwork.paths import GeometricBrownian
+from bgwork.priors import Gaussian
+from bgwork.recipes.base import Choice, Request, Trained, ess_of, job_meta
+from bgwork.recipes.walks import EnergyRecipe
+from bgwork.samplers.flow import Flow
+from bgwork.samplers.integrators import Grid
+from bgwork.samplers.kernels import control_table
+from bgwork.system import Positive, Section, System
+from bgwork.training import TrainingJob
+
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+
+
+class BrownianSection(Section):
+    """[process]: standard deviation of the base process at t = 1 and ratio of smallest to largest sigma (`GeometricBrownian`);
+    `clip`: largest gradient of a particle that is regressed on, in kT per length unit.
+    """
+
+    std: Positive
+    ratio: Ratio = 0.05
+    clip: Positive
+
+    def build(self) -> GeometricBrownian:
+        return GeometricBrownian(std=self.std, ratio=self.ratio)
+
+
+class AdjointRecipe(EnergyRecipe):
+    """Adjoint sampling. The prior's std of the system is taken as the target's spread."""
+
+    objective: Literal["adjoint"]
+    process: BrownianSection
+
+    def network(self, system: System) -> nn.Module:
+        precondition = ControlPreconditioning(brownian=self.process.build(), spread=system.prior.std)
+        return Affine(self.field.build(system), system.space, precondition)
+
+    def method(self, system: System, times: torch.Tensor) -> AdjointSampling:
+        brownian = self.process.build()
+        return AdjointSampling(
+            space=system.space, brownian=brownian, table=control_table(brownian, times, spread=system.prior.std), clip=self.process.clip,
+            scale=system.prior.std, times=self.training.times())
+
+    def flow(self, trained: Trained, choice: Choice) -> Flow:
+        brownian, space = self.process.build(), trained.system.space
+        stop = control_stops(brownian, self.sampler.times(choice.steps))
+        return Flow(
+            prior=Gaussian(space=space, std=brownian.std), field=velocity_of_control(trained.network, space, brownian),
+            origin=trained.origin, grid=Grid(integrator=choice.integrator, steps=len(stop) - 1, times=stop), round_trip=trained.round_trip,
+            on_batch=choice.on_batch)
+
+
+class BridgeMatchingRecipe(AdjointRecipe):
+    """The control of adjoint sampling from configurations, without gradients: a start for it, by [training] initial."""
+
+    needs_data = True
+
+    objective: Literal["bridge-matching"]
+
+    def job(self, request: Request) -> TrainingJob:
+        method = self.method(request.system, self.sampler.times())
+        data = BridgeMatchingData(x1=request.data, method=method, batch=self.replay.batch, seed=request.seed)
+        return TrainingJob(
+            model=self.fresh_network(request), loss=regression_loss, data=data, config=self.training.config(), folder=request.folder,
+            meta=job_meta(self, request), evaluate=ess_of(self, request.system, n=self.training.evaluate_samples), on_log=request.on_log)

@@ -1,0 +1,73 @@
+"""objective = "bootstrap": flow matching on the weighted samples of another generator, learned from the energy alone, say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+
+from bgwork.objectives.bootstrap import Resampled, data_from
+from bgwork.recipes.base import RecipeError, Request
+from bgwork.recipes.flow_matching import FlowMatchingRecipe
+from bgwork.records import Density
+from bgwork.system import Count, Section
+from bgwork.training import TrainingJob
+
+
+class TeacherSection(Section):
+    """[teacher]: whose weighted samples are the data.
+
+    Attributes:
+        generator: one of the system's generators by name, or a generator's file, or a training run's folder.
+        samples: drawn, weighed and resampled; their energies are counted in the header.
+        weights: "path" or "density", where the teacher has both.
+        steps: of its sampler; its own if 0.
+    """
+
+    generator: str
+    samples: Count = 20_000
+    weights: Literal["path", "density"] = "density"
+    steps: int = 0
+
+
+class BootstrapRecipe(FlowMatchingRecipe):
+    """Flow matching from a generator's own weighted samples."""
+
+    needs_data: ClassVar[bool] = False
+
+    objective: Literal["bootstrap"]
+    teacher: TeacherSection
+
+    def job(self, request: Request) -> TrainingJob:
+        data = self._data(request)
+        job = super().job(replace(request, data=data.x))
+        told = {"ess": data.ess.value, "distinct": data.distinct, **asdict(data.cost)}
+        return replace(job, meta={**job.meta, "teacher": told})
+
+    def _data(self, request: Request) -> Resampled:
+        from bgwork.generators import load_trained  # here, since generators are read by recipes
+
+        teacher, system = self.teacher, request.system
+        made_by, trained = load_trained(teacher_path(teacher.generator, system.path), system=system)
+        if teacher.weights not in made_by.weights:
+            raise RecipeError(f"teacher.weights: {teacher.generator} has {', '.join(made_by.weights)}, not {teacher.weights!r}")
+        choice = replace(made_by.default_choice(), weights=teacher.weights, **({"steps": teacher.steps} if teacher.steps else {}))
+        # A fold in a teacher's map makes its weights wrong, not its data useless: what is trained here is weighed by its own density.
+        sampler = made_by.sampler_of(replace(trained, round_trip=None), choice)
+        return data_from(sampler, system.differentiable_target, teacher.samples, generator=torch.Generator().manual_seed(request.seed),
+                         accept=(Density.UNCERTIFIED,))
+
+
+def teacher_path(generator: str, folder: Path) -> Path:
+    """File of a teacher, from its name, file or folder.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    given = Path(generator)
+    for path in (folder / "generators" / f"{generator}.safetensors", given, given / "generator.safetensors"):
+        if path.is_file():
+            return path
+    raise RecipeError(f"teacher.generator: no {generator!r} in {folder / 'generators'}, and no such file or folder; train it first")

@@ -1,0 +1,99 @@
+"""What recipes of learned random walks share: their grid of steps, and the training from an energy alone through a replay buffer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from bgwork.objectives.replay import EnergyMethod, ReplaySettings, ReplaySource, regression_loss
+from bgwork.paths import Times, stops
+from bgwork.protocols import Sampler
+from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
+from bgwork.recipes.sections import LoopSection, Share
+from bgwork.samplers.flow import Flow
+from bgwork.system import Count, Positive, Section, System
+from bgwork.training import TrainingJob
+
+
+class WalkSection(Section):
+    """[sampler]: `steps` random steps for path weights; with weights = "density" as many of `integrator`, along the probability flow.
+
+    `power` above 1 makes steps shorter towards the data (`bgwork.paths.stops`).
+    """
+
+    steps: Count = 50
+    power: Positive = 1.0
+    integrator: Literal["euler", "midpoint", "heun", "rk4"] = "midpoint"
+
+    def times(self, steps: int | None = None) -> torch.Tensor:
+        """Times [steps + 1] from 0 to 1."""
+        return stops(steps or self.steps, power=self.power)
+
+
+class ReplaySection(Section):
+    """[replay]: as in `ReplaySettings`; `prioritised` draws rows by their path weights."""
+
+    capacity: Count = 10_000
+    fresh: Count = 1000
+    every: Count = 100
+    batch: Count = 256
+    prioritised: bool = False
+
+    def build(self) -> ReplaySettings:
+        return ReplaySettings(**self.model_dump(exclude={"prioritised"}), priority="log_w" if self.prioritised else "")
+
+
+class EnergyTrainingSection(LoopSection):
+    """[training] from an energy: the loop, the shares of late and early times, and the system's generator to start from."""
+
+    late_times: Share = 0.0
+    early_times: Share = 0.0
+    initial: str = ""
+    ema: Share = 0.995
+    warmup: Annotated[int, Field(ge=0)] = 100
+
+    def times(self) -> Times:
+        return Times(late=self.late_times, early=self.early_times)
+
+
+class EnergyRecipe(Recipe):
+    """A sampler learned from the energy alone. A subclass adds the table of its process and says what the model is a sampler of."""
+
+    weights: ClassVar[tuple[str, ...]] = ("path", "density")
+    needs_data: ClassVar[bool] = False
+
+    training: EnergyTrainingSection
+    replay: ReplaySection = ReplaySection()
+    sampler: WalkSection = WalkSection()
+
+    @abstractmethod
+    def method(self, system: System, times: torch.Tensor) -> EnergyMethod:
+        """The method, with a sampler that stops at these times."""
+
+    @abstractmethod
+    def flow(self, trained: Trained, choice: Choice) -> Flow:
+        """The probability flow of the trained drift, as the map that is executed."""
+
+    def job(self, request: Request) -> TrainingJob:
+        system, training = request.system, self.training
+        network = self.fresh_network(request)
+        if training.initial:
+            load_initial(network, system, training.initial)
+        source = ReplaySource(target=system.differentiable_target, method=self.method(system, self.sampler.times()),
+                              settings=self.replay.build(), seed=request.seed)
+        return TrainingJob(
+            model=network, loss=regression_loss, data=source, config=training.config(), folder=request.folder, meta=job_meta(self, request),
+            evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
+
+    def default_choice(self) -> Choice:
+        return Choice(integrator=self.sampler.integrator, steps=self.sampler.steps, weights="path")
+
+    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+        if choice.weights == "density":
+            return self.flow(trained, choice)
+        walk = self.method(trained.system, self.sampler.times(choice.steps)).sampler(trained.network)
+        return replace(walk, origin=trained.origin, on_batch=choice.on_batch)
