@@ -157,7 +157,8 @@ class Sphere(ConstantCurvature):
 class Hyperboloid(ConstantCurvature):
     """n points of hyperbolic space H^m: the sheet x_0 > 0 of -x_0^2 + x_1^2 + ... + x_m^2 = 1/kappa in R^(m+1), kappa < 0.
 
-    `project` keeps x_1 ... x_m and recomputes x_0.
+    `project` keeps x_1 ... x_m and recomputes x_0. The ambient metric is not positive, and x_0 grows exponentially with distance; hence
+    `lift` carries vectors from the origin to x, and `coordinates` are the normal coordinates around it.
     """
 
     curvature: float = -1.0
@@ -173,6 +174,12 @@ class Hyperboloid(ConstantCurvature):
     def project(self, x: Tensor) -> Tensor:
         place = x[..., 1:]
         return torch.cat([(place.square().sum(-1, keepdim=True) + 1 / self.scale**2).sqrt(), place], -1)
+
+    def lift(self, x: Tensor, w: Tensor) -> Tensor:
+        return self.transport(self.origin(x), x, torch.cat([torch.zeros_like(w[..., :1]), w[..., 1:]], -1))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        return self.log(self.origin(x), x)
 
     def gradient(self, x: Tensor, derivative: Tensor) -> Tensor:
         return self.tangent(x, torch.cat([-derivative[..., :1], derivative[..., 1:]], -1))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgwork.curved import Hyperboloid
 from bgwork.spaces import Space, Torus
 
 
@@ -104,16 +103,8 @@ class WrappedNormal:
 
 
 def tangent_noise(space: Space, x: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Standard Gaussian vectors of the tangent spaces at x, [B, n, d] float64.
-
-    On a hyperboloid the ambient metric is not positive, so the noise is drawn at the origin and carried to x.
-    """
-    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    if isinstance(space, Hyperboloid):
-        origin = space.origin(x)
-        noise[..., 0] = 0
-        return space.transport(origin, x, noise)
-    return space.tangent(x, noise)
+    """Standard Gaussian vectors of the tangent spaces at x, [B, n, d] float64."""
+    return space.lift(x, torch.randn(x.shape, generator=generator, dtype=torch.float64))
 
 
 def wrapped_normal_log_prob(space: Space, x: Tensor, y: Tensor, mean: Tensor, *, std: float) -> Tensor:

@@ -49,6 +49,14 @@ class Space(abc.ABC):
         """Orthogonal projection of an ambient vector onto the tangent space at x."""
         return self.project(v)
 
+    def lift(self, x: Tensor, w: Tensor) -> Tensor:
+        """A tangent vector at x made of any numbers w [B, n, d]: standard Gaussian if they are, and onto."""
+        return self.tangent(x, w)
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Numbers [B, n, d] that tell points apart and grow no faster than distances: the input of networks."""
+        return x
+
     def gradient(self, x: Tensor, derivative: Tensor) -> Tensor:
         """Riemannian gradient at x of a function with these partial derivatives in ambient coordinates."""
         return self.tangent(x, derivative)
