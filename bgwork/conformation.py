@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from bgwork.free_energy import free_energy_difference, local_difference, pooled_difference
 from bgwork.geometry import distances
 from bgwork.observables import dihedral
 from bgwork.records import Estimate, WeightedSamples
@@ -123,3 +124,47 @@ def intactness(weighted: WeightedSamples, topology: Topology, structure: Tensor)
     inverted = whole & ~same_chirality(x, stereocentres(topology, structure))
     return Intactness(n=int(whole.sum()), n_broken=int(broken.sum()), n_inverted=int(inverted.sum()),
                       broken=average(weighted, broken.double()), inverted=average(weighted, inverted.double()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaF:
+    """Delta F(phi) = -ln P(0 < phi <= 2 rad) + ln P(elsewhere) in kT, by every route that the samples allow.
+
+    Attributes:
+        by_route: "weights", "reference" (its samples alone), "pooled" and "local" (both together; see `free_energy`), as far as known.
+        missing: why the others are not known.
+    """
+
+    by_route: Mapping[str, Estimate]
+    missing: Mapping[str, str]
+
+
+def delta_f(weighted: WeightedSamples, residue: Residue, *, reference: WeightedSamples | None = None,
+            held_out: WeightedSamples | None = None, log_q: Tensor | None = None) -> DeltaF:
+    """Delta F(phi) of one residue by every route; what cannot be had is missing with its reason.
+
+    Args:
+        weighted: samples of a generator, or MD.
+        residue: whose phi.
+        reference: equilibrium samples of the target, or None.
+        held_out: equilibrium samples at which the generator's density is known (all or some of `reference`), or None.
+        log_q: [M] that normalised log-density.
+    """
+    basins = partial(has_other_phi, residue=residue), partial(has_positive_phi, residue=residue)
+    routes = {"weights": partial(free_energy_difference, weighted)}
+    missing = {}
+    if reference is None:
+        missing["reference"] = "there are no reference samples"
+    else:
+        routes["reference"] = partial(free_energy_difference, reference)
+    if held_out is None or log_q is None:
+        missing["pooled"] = missing["local"] = "the generator's density at reference samples is not known"
+    else:
+        routes |= {name: partial(f, weighted, held_out, log_q) for name, f in (("pooled", pooled_difference), ("local", local_difference))}
+    by_route = {}
+    for name, route in routes.items():
+        try:
+            by_route[name] = route(*basins)
+        except ValueError as error:
+            missing[name] = str(error)
+    return DeltaF(by_route=by_route, missing=missing)
