@@ -1,0 +1,113 @@
+"""Reference data from a trajectory of the user's own: taken over only if it is equilibrium dynamics of the very system.
+
+Whether it is shows in the virial: <x . grad u> equals the dimension of the space at the system's temperature and force field, and nowhere
+else; constraints, another temperature, another force field and a bias all change it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pymbar import timeseries
+from torch import Tensor
+
+from bgwork import units
+from bgwork.molecule import molecular_observables
+from bgwork.provenance import commit, file_fingerprint, versions
+from bgwork.records import Density, Origin, Proposal, WeightedSamples
+from bgwork.reference_checks import Z_LIMIT, Check, ReferenceRun, agreement, virial_check
+from bgwork.reference_md import estimate
+from bgwork.reweighting import weigh
+from bgwork.system import System
+from bgwork.trajectories import TrajectoryError, check_structure, read_trajectory
+
+BLOCKS = 20  # at most, for error bars
+CORRELATION_TIMES = 5  # that a block is long at least
+FEWEST_BLOCKS = 4
+KELVIN = 0.5  # that temperatures may differ by and still be called equal
+
+
+def from_trajectory(system: System, path: Path, *, frame_time: float, temperature: float, top: Path | None = None) -> ReferenceRun:
+    """Configurations of a trajectory as reference data of a system; `group` is a block of at least five correlation times.
+
+    The correlation time, of the slowest observable, is in `made["correlation_time_ps"]` and in the proposal's note.
+
+    Args:
+        system: a molecule.
+        path: .dcd, .xtc, .pdb or .h5, unbiased and in equilibrium throughout.
+        frame_time: time between frames, in ps.
+        temperature: that it was run at, in K.
+        top: PDB file that names the trajectory's atoms, for DCD and XTC.
+    Raises:
+        TrajectoryError: if the system is no molecule, the file cannot be taken over (`read_trajectory`, `check_structure`), the temperature
+            is not the system's, frame_time is not positive, or the trajectory is too short for error bars.
+    """
+    _check_settings(system, frame_time, temperature)
+    x = read_trajectory(path, topology=system.topology, top=top)
+    check_structure(x, topology=system.topology, structure=system.structure)
+    x = system.space.project(x)
+    inefficiency, slowest = slowest_correlation(system, x)
+    time = (inefficiency - 1) / 2 * frame_time
+    blocks = min(BLOCKS, int(len(x) / (CORRELATION_TIMES * inefficiency)))
+    note = f"correlation time {time:.3g} ps ({slowest}), {len(x)} frames every {frame_time:g} ps in {blocks} blocks"
+    if blocks < FEWEST_BLOCKS:
+        least = CORRELATION_TIMES * FEWEST_BLOCKS * inefficiency
+        raise TrajectoryError(f"{path} is too short: {note}; error bars need at least {least:.0f} frames at this spacing")
+    proposal = Proposal(
+        x=x, log_q=-system.target.u(x), space=system.space, density=Density.UNNORMALISED, group=torch.arange(len(x)) * blocks // len(x),
+        origin=Origin(method="trajectory", system=system.name, commit=commit()), note=note)
+    weighted = weigh(proposal, system.target)
+    made = {"system": system.name, "n": len(x), "file": str(path), "fingerprint": file_fingerprint(path), "frame_time_ps": frame_time,
+            "temperature_K": temperature, "correlation_time_ps": time, "slowest": slowest, "blocks": blocks, "commit": commit(),
+            "versions": versions()}
+    return ReferenceRun(proposal=proposal, checks=tuple(check(system, weighted)), estimates=estimate(system, weighted), made=made)
+
+
+def _check_settings(system: System, frame_time: float, temperature: float) -> None:
+    if system.topology is None:
+        raise TrajectoryError(f"{system.name} is not a molecule; trajectories are taken over for molecules only")
+    if not frame_time > 0:
+        raise TrajectoryError(f"the time between frames must be positive, got {frame_time} ps")
+    ours = system.target.kT / units.GAS_CONSTANT
+    if abs(temperature - ours) > KELVIN:
+        raise TrajectoryError(f"the trajectory was run at {temperature:g} K, {system.name} is at {ours:g} K; "
+                              "set energy.temperature in a system of your own, or run at the system's")
+
+
+def slowest_correlation(system: System, x: Tensor) -> tuple[float, str]:
+    """Largest statistical inefficiency g = 1 + 2 sum_t (1 - t/N) C(t) of the energy and the molecular observables, and whose it is.
+
+    Source: Chodera et al. 2007, with the sum stopped where C first falls below zero (`pymbar.timeseries`).
+
+    Args:
+        system: whose functions are looked at.
+        x: [N, n, 3] frames in order of time.
+    """
+    functions = molecular_observables(system.topology, system.structure)
+    values = {"u": system.target.u(x)} | {name: f(x) for name, f in functions.items()}
+    varying = {name: v.numpy() for name, v in values.items() if bool(torch.isfinite(v).all()) and float(v.std()) > 0}
+    if not varying:
+        raise TrajectoryError(f"all {len(x)} frames are the same, or too few; give a longer trajectory")
+    found = {name: float(timeseries.statistical_inefficiency(np.asarray(v, dtype=float))) for name, v in varying.items()}
+    slowest = max(found, key=found.__getitem__)
+    return found[slowest], slowest
+
+
+def check(system: System, weighted: WeightedSamples) -> list[Check]:
+    """The virial, the agreement of both halves on every observable, and no frame of the other handedness."""
+    estimates = estimate(system, weighted)
+    first = weighted.proposal.group < (weighted.proposal.group.max() + 1) // 2
+    halves = [estimate(system, _rows(weighted, rows)) for rows in (first, ~first)]
+    outside = torch.isinf(weighted.u).double()
+    checks = [virial_check(estimates["virial"], system.space.dim)]
+    checks += [agreement(f"both halves agree on {name}", [half[name] for half in halves], limit=Z_LIMIT)
+               for name in estimates if all(name in half for half in halves)]
+    return [*checks, Check(name="share of frames with inverted centres", value=outside.mean().item(), limit=1.0 / len(weighted))]
+
+
+def _rows(weighted: WeightedSamples, rows: Tensor) -> WeightedSamples:
+    old = weighted.proposal
+    part = Proposal(x=old.x[rows], log_q=old.log_q[rows], group=old.group[rows], space=old.space, density=old.density, origin=old.origin)
+    return WeightedSamples(proposal=part, u=weighted.u[rows], target=weighted.target)

@@ -1,0 +1,174 @@
+"""Trajectories of other programs: DCD, XTC and PDB through mdtraj, and mdtraj's HDF5, checked against a system's topology."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bgwork.conformation import broken_bonds
+from bgwork.molecule import topology_of
+from bgwork.targets.force_fields import read_pdb
+from bgwork.topology import Topology, chirality, handed_groups, stereocentres
+
+ALONE = "write the molecule alone, without solvent"
+DCD_HEADER = 92  # bytes of the first record of a DCD file with its two length markers
+BROKEN_SHARE = 0.5  # of the frames with a broken bond beyond which the molecule was wrapped into a box
+
+
+class TrajectoryError(ValueError):
+    """A trajectory that cannot be taken over, with the remedy."""
+
+
+def read_trajectory(path: Path, *, topology: Topology, top: Path | None = None) -> Tensor:
+    """Coordinates of every frame, [N, n, 3] float64 in nm, in the order of the topology's atoms.
+
+    Args:
+        path: a .dcd, .xtc, .pdb or .h5 file.
+        topology: what the atoms must be.
+        top: PDB file that names the trajectory's atoms, since DCD and XTC name none; without it they are taken to be in the system's order.
+    Raises:
+        TrajectoryError: unknown format, missing, empty, truncated or damaged file, another number or order of atoms, coordinates that are
+            not numbers.
+    """
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise TrajectoryError(f"{path}: trajectories of format {path.suffix!r} are not read; known are {', '.join(READERS)}")
+    if not path.is_file():
+        raise TrajectoryError(f"no trajectory {path}")
+    check_atoms(top or (path if path.suffix == ".pdb" else topology.path), topology)
+    x = torch.from_numpy(READERS[path.suffix](path)).double()
+    if len(x) == 0:
+        raise TrajectoryError(f"{path} holds no frames; was the simulation stopped before its first report?")
+    if x.shape[1:] != (len(topology), 3):
+        raise TrajectoryError(f"{path} has {x.shape[1]} atoms, {topology.path} has {len(topology)}; {ALONE}")
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    if bad.any():
+        count, first = int(bad.sum()), int(bad.nonzero()[0])
+        raise TrajectoryError(f"{path}: {count} of {len(x)} frames hold NaN or infinity (first: frame {first}); the simulation blew up")
+    return x
+
+
+def check_atoms(pdb: Path, topology: Topology) -> None:
+    """Refuse a PDB file whose atoms are not those of a topology, in the same order.
+
+    Raises:
+        TrajectoryError: naming the counts, or the first atom that differs.
+    """
+    if Path(pdb) == topology.path:
+        return
+    other = topology_of(read_pdb(pdb).topology, Path(pdb))
+    if len(other) != len(topology):
+        raise TrajectoryError(f"{pdb} has {len(other)} atoms, {topology.path} has {len(topology)}; {ALONE}")
+    ours, theirs = _labels(topology), _labels(other)
+    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a != b:
+            raise TrajectoryError(f"atom {k + 1} of {pdb} is {b}, of {topology.path} {a}: another order of atoms; "
+                                  "reorder the trajectory (mdtraj: trajectory.atom_slice), or make the system from this PDB file")
+
+
+def check_structure(x: Tensor, *, topology: Topology, structure: Tensor) -> None:
+    """Refuse coordinates that are not the molecule of the topology.
+
+    Args:
+        x: [N, n, 3] in nm.
+        topology: with the bonds.
+        structure: [n, 3] the system's structure, in nm.
+    Raises:
+        TrajectoryError: if bonds are broken in many frames (a molecule cut by a periodic box, another unit or order of atoms), or a centre
+            has the other handedness throughout (a mirror image, or hydrogens that are numbered in the other sense).
+    """
+    broken = (broken_bonds(x, topology=topology, structure=structure) > 0).double().mean().item()
+    if broken > BROKEN_SHARE:
+        raise TrajectoryError(f"{broken:.0%} of the frames have broken bonds: the atoms are in another order than in {topology.path} (give "
+                              "--top), or a periodic box cuts the molecule; make it whole (mdtraj: trajectory.image_molecules())")
+    labels = _labels(topology)
+    for centre in stereocentres(topology, structure) + handed_groups(topology, structure):
+        if (chirality(x, centre.atom, centre.neighbours) != centre.sign).all():
+            around = ", ".join(labels[k] for k in centre.neighbours)
+            raise TrajectoryError(f"{around} are arranged around {labels[centre.atom]} in the other sense than in {topology.path}: a mirror "
+                                  "image, or hydrogens numbered otherwise; make the system from a frame of this trajectory")
+
+
+def _labels(topology: Topology) -> list[str]:
+    atoms = zip(topology.residues, topology.residue_of, topology.names, strict=True)
+    return [f"{residue}{number + 1}-{name}" for residue, number, name in atoms]
+
+
+def _mdtraj() -> ModuleType:
+    if importlib.util.find_spec("mdtraj") is None:
+        raise TrajectoryError("trajectories are read through mdtraj, which is not installed; `pip install 'bgwork[md]'`")
+    import mdtraj
+
+    return mdtraj
+
+
+def _read_dcd(path: Path) -> np.ndarray:
+    _refuse_truncated_dcd(path)
+    return _through(path, lambda mdtraj: mdtraj.formats.DCDTrajectoryFile(str(path)), scale=0.1)  # Angstrom to nm
+
+
+def _read_xtc(path: Path) -> np.ndarray:
+    return _through(path, lambda mdtraj: mdtraj.formats.XTCTrajectoryFile(str(path)), scale=1.0)
+
+
+def _through(path: Path, open_file: Callable[[ModuleType], object], *, scale: float) -> np.ndarray:
+    """All frames of a file that mdtraj reads without a topology."""
+    mdtraj = _mdtraj()
+    try:
+        with open_file(mdtraj) as file:
+            return np.asarray(file.read()[0]) * scale
+    except (OSError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise TrajectoryError(f"{path} is empty, truncated or damaged: {error}") from error
+
+
+def _refuse_truncated_dcd(path: Path) -> None:
+    """Compare the number of frames that the header claims with the size of the file; mdtraj would take what is there."""
+    data = path.read_bytes()
+    try:
+        claimed, = struct.unpack_from("<i", data, 8)
+        cell, = struct.unpack_from("<i", data, 48)
+        title, = struct.unpack_from("<i", data, DCD_HEADER)
+        atoms, = struct.unpack_from("<i", data, DCD_HEADER + title + 12)
+    except struct.error as error:
+        raise TrajectoryError(f"{path} is empty or truncated: it ends within its header") from error
+    frame = 3 * (4 * atoms + 8) + (56 if cell else 0)
+    frames, rest = divmod(len(data) - (DCD_HEADER + title + 8 + 12), frame)
+    if data[4:8] == b"CORD" and (rest or frames < claimed):
+        raise TrajectoryError(f"{path} is truncated: it claims {claimed} frames and holds {frames}{' and a part' if rest else ''}; "
+                              "cut it to whole frames and correct the header (mdconvert -i), or copy it again")
+
+
+def _read_pdb_models(path: Path) -> np.ndarray:
+    mdtraj = _mdtraj()
+    if not path.read_text().rstrip().endswith(("END", "ENDMDL")):
+        raise TrajectoryError(f"{path} is truncated: it ends without END or ENDMDL")
+    try:
+        return mdtraj.load_pdb(str(path)).xyz
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise TrajectoryError(f"{path} is empty, truncated or damaged: {error}") from error
+
+
+def _read_hdf5(path: Path) -> np.ndarray:
+    """mdtraj's HDF5: coordinates in nm. Read by h5py, since mdtraj itself asks for PyTables."""
+    if importlib.util.find_spec("h5py") is None:
+        raise TrajectoryError("HDF5 trajectories are read by h5py, which is not installed; `pip install h5py`, or convert to DCD")
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            if "coordinates" not in file:
+                raise TrajectoryError(f"{path} has no `coordinates`, it is not mdtraj's HDF5; found {', '.join(file) or 'nothing'}")
+            return file["coordinates"][:]
+    except OSError as error:
+        raise TrajectoryError(f"{path} is empty, truncated or damaged: {error}") from error
+
+
+READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    ".dcd": _read_dcd, ".xtc": _read_xtc, ".pdb": _read_pdb_models, ".h5": _read_hdf5, ".hdf5": _read_hdf5}
