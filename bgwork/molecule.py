@@ -22,7 +22,7 @@ from bgwork.targets.energies import Count, Positive, Section
 from bgwork.targets.force_fields import ForceFieldError, molecule_system, positions_nm, read_pdb
 from bgwork.targets.molecular_mechanics import MolecularMechanics
 from bgwork.targets.openmm import OpenMMTarget
-from bgwork.topology import Stereocentre, Topology, backbone_torsions, same_chirality, stereocentres
+from bgwork.topology import Stereocentre, Topology, backbone_torsions, molecules, same_chirality, stereocentres
 
 Observable = Callable[[Tensor], Tensor]
 
@@ -111,19 +111,23 @@ def topology_of(topology: app.Topology, path: Path) -> Topology:
     """OpenMM's topology as plain data.
 
     Raises:
-        ForceFieldError: if an atom has no element, or no atom is bonded to another.
+        ForceFieldError: if an atom has no element, or the bonds do not make one molecule of all atoms.
     """
     atoms = list(topology.atoms())
     nameless = [atom.name for atom in atoms if atom.element is None]
     if nameless:
         raise ForceFieldError(f"{path}: the elements of {', '.join(nameless)} are unknown; fill in columns 77-78 of the PDB file")
     bonds = sorted((min(a.index, b.index), max(a.index, b.index)) for a, b in topology.bonds())
-    if len(atoms) > 1 and not bonds:
-        raise ForceFieldError(f"{path}: no bonds are known; give residues of the force field their standard names, or add CONECT records")
-    return Topology(
+    made = Topology(
         names=tuple(atom.name for atom in atoms), elements=tuple(atom.element.symbol for atom in atoms),
         residues=tuple(atom.residue.name for atom in atoms), residue_of=tuple(atom.residue.index for atom in atoms),
         bonds=tuple(dict.fromkeys(bonds)), path=path)
+    pieces = molecules(made)
+    if len(pieces) > 1:
+        first = f"{made.residues[pieces[1][0]]} {made.residue_of[pieces[1][0]] + 1}"
+        raise ForceFieldError(f"{path} holds {len(pieces)} molecules (the second starts at residue {first}), which nothing keeps together: "
+                              "exp(-u) has no finite integral; keep one, without water and ions, or add bonds as CONECT records")
+    return made
 
 
 def molecular_observables(topology: Topology, reference: Tensor) -> dict[str, Observable]:

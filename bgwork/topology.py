@@ -64,6 +64,19 @@ class Stereocentre:
     sign: int
 
 
+def molecules(topology: Topology) -> tuple[tuple[int, ...], ...]:
+    """Atoms of each connected piece of the bond graph, in increasing order."""
+    left, found = set(range(len(topology))), []
+    while left:
+        piece, edge = set(), {min(left)}
+        while edge:
+            piece |= edge
+            edge = {j for k in edge for j in topology.neighbours[k]} - piece
+        left -= piece
+        found.append(tuple(sorted(piece)))
+    return tuple(found)
+
+
 def equivalence_classes(topology: Topology) -> tuple[int, ...]:
     """A class for each atom; atoms that the bond graph can tell apart have different ones.
 

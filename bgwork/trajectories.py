@@ -92,8 +92,8 @@ def check_structure(x: Tensor, *, topology: Topology, structure: Tensor) -> None
     for centre in stereocentres(topology, structure) + handed_groups(topology, structure):
         if (chirality(x, centre.atom, centre.neighbours) != centre.sign).all():
             around = ", ".join(labels[k] for k in centre.neighbours)
-            raise TrajectoryError(f"{around} are arranged around {labels[centre.atom]} in the other sense than in {topology.path}: a mirror "
-                                  "image, or hydrogens numbered otherwise; make the system from a frame of this trajectory")
+            raise TrajectoryError(f"{around} are arranged around {labels[centre.atom]} in the other sense than in {topology.path}: "
+                                  "a mirror image, or hydrogens numbered otherwise; make the system from a frame of this trajectory")
 
 
 def _labels(topology: Topology) -> list[str]:

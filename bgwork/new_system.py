@@ -1,0 +1,118 @@
+"""A system's folder made from a user's PDB file: topology.pdb and system.toml, checked by loading it."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from bgwork import store
+from bgwork.molecule import ForceFieldSection, molecular_observables, read_topology
+from bgwork.spaces import MeanFree
+from bgwork.system import SystemError, load_system
+from bgwork.targets.force_fields import ForceFieldError, check_residues, read_force_field, read_pdb
+
+LADDER = 8  # rungs of the replica exchange, up to four times the temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSystem:
+    """What `new-system` is asked for.
+
+    Attributes:
+        pdb: with one molecule and all its hydrogens; its order of atoms becomes the system's.
+        forcefield: files shipped with OpenMM, or paths, which are copied into the folder.
+        solvent: "vacuum" or "obc2".
+        temperature: in K.
+        name: of the system; by default that of the PDB file.
+    """
+
+    pdb: Path
+    forcefield: tuple[str, ...] = ("amber14/protein.ff14SB.xml",)
+    solvent: str = "obc2"
+    temperature: float = 300.0
+    name: str = ""
+
+    @property
+    def system_name(self) -> str:
+        return self.name or Path(self.pdb).stem.lower()
+
+
+def new_system(wanted: NewSystem, *, folder: Path = Path("systems")) -> Path:
+    """Make folder/name with topology.pdb and system.toml; it loads, or nothing is left behind.
+
+    Args:
+        wanted: the molecule, its force field, solvent and temperature.
+        folder: where systems lie.
+    Returns:
+        The new folder.
+    Raises:
+        SystemError: if the name cannot be a folder's or is taken.
+        ForceFieldError: if the PDB file cannot be used (missing atoms, unknown residues, several molecules), the force field is not found
+            or makes a System whose density is not exp(-U/kT), or the energy of the structure is not finite.
+    """
+    name, folder = wanted.system_name, Path(folder)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise SystemError(f"{name!r} cannot name a system; use lower-case letters, digits, dots and hyphens (--name)")
+    if (folder / name).exists():
+        raise SystemError(f"{folder / name} exists; choose another name (--name), or delete it")
+    if not (wanted.temperature > 0 and math.isfinite(wanted.temperature)):
+        raise SystemError(f"temperature must be positive, got {wanted.temperature} K")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
+        path = Path(scratch) / name
+        path.mkdir()
+        _fill(path, wanted)
+        system = load_system(path)
+        u = system.target.u(system.structure[None])
+        if not bool(torch.isfinite(u).all()):
+            raise ForceFieldError(f"u = {u.item()} at the structure in {wanted.pdb}: atoms overlap; minimise its energy first")
+        path.rename(folder / name)
+    return folder / name
+
+
+def _fill(path: Path, wanted: NewSystem) -> None:
+    """Write topology.pdb, force-field files of the user's own, and system.toml."""
+    pdb = read_pdb(wanted.pdb)
+    check_residues(read_force_field(wanted.forcefield, wanted.solvent), pdb.topology)
+    shutil.copyfile(wanted.pdb, path / "topology.pdb")
+    store.write_text(path / "system.toml", tomli_w.dumps(_settings(path, wanted, _forcefield(path, wanted.forcefield))))
+
+
+def _forcefield(path: Path, names: Sequence[str]) -> list[str]:
+    """The names to write down: files of the user's own are copied beside the PDB file."""
+    own = {name: Path(name).name for name in names if Path(name).is_file()}
+    for source, copy in own.items():
+        shutil.copyfile(source, path / copy)
+    return [own.get(name, name) for name in names]
+
+
+def _settings(path: Path, wanted: NewSystem, forcefield: list[str]) -> dict[str, Any]:
+    """The content of system.toml."""
+    energy = {"form": "force-field", "topology": "topology.pdb", "forcefield": forcefield, "solvent": wanted.solvent,
+              "temperature": float(wanted.temperature)}
+    topology, structure = read_topology(ForceFieldSection(**energy).within(path))
+    space = MeanFree(n=len(topology), d=3)
+    spread = (space.project(structure[None]).square().sum() / space.dim).sqrt().item()
+    functions = molecular_observables(topology, structure)
+    populations = [name for name in functions if name.endswith("_positive")]
+    where = {"vacuum": "in vacuum", "obc2": "in implicit water (OBC2)"}[wanted.solvent]
+    ladder = [round(wanted.temperature * 4.0 ** (k / (LADDER - 1)), 1) for k in range(LADDER)]
+    return {
+        "name": wanted.system_name, "description": f"{wanted.pdb.name}, {len(topology)} atoms {where} at {wanted.temperature:g} K",
+        "source": f"{wanted.pdb.name}; {', '.join(wanted.forcefield)}, by bgwork new-system", "length_unit": "nm", "energy_unit": "kT",
+        "observables": ["u", "radius_of_gyration", *populations], **({"basins": "phi_basin"} if populations else {}),
+        "space": {"kind": "mean-free", "n": len(topology), "d": 3}, "energy": energy,
+        "engines": {"target": "openmm", "differentiable_target": "torch"}, "prior": {"std": round(spread, 4)},
+        "reference": {"sampler": "metadynamics", "temperatures": [float(wanted.temperature), *ladder[1:]]}}

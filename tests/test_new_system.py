@@ -1,0 +1,106 @@
+"""A user's PDB file becomes a system, or is refused and leaves nothing behind."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from bgwork.new_system import NewSystem, new_system
+from bgwork.system import SystemError, load_system
+from bgwork.targets.chamber import Chamber
+from bgwork.targets.force_fields import ForceFieldError
+
+
+@pytest.fixture
+def pdb(tmp_path):
+    """A copy of alanine dipeptide under another name; `pdb(change)` passes its lines through a function that may drop some."""
+    def make(change=lambda line: line, name="my.pdb"):
+        lines = (load_system("ala2-vacuum").path / "topology.pdb").read_text().splitlines()
+        (tmp_path / name).write_text("\n".join(line for line in map(change, lines) if line is not None) + "\n")
+        return tmp_path / name
+    return make
+
+
+def test_the_new_system_is_the_shipped_one(pdb, tmp_path):
+    path = new_system(NewSystem(pdb=pdb(), solvent="vacuum", name="mine"), folder=tmp_path / "systems")
+    mine, shipped = load_system(path), load_system("ala2-vacuum")
+    x = shipped.structure + 0.01 * torch.randn(5, 22, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(mine.target.u(x), shipped.target.u(x))
+    assert isinstance(mine.target, Chamber) and mine.topology.bonds == shipped.topology.bonds
+    assert mine.basins == "phi_basin" and "phi_positive" in mine.observables
+    assert 0.5 * shipped.prior.std < mine.prior.std < 2 * shipped.prior.std
+    assert load_system("mine", folder=tmp_path / "systems").name == "mine"
+
+
+def test_temperature_scales_energy_and_ladder(pdb, tmp_path):
+    hot = load_system(new_system(NewSystem(pdb=pdb(), solvent="vacuum", temperature=450.0), folder=tmp_path))
+    assert hot.name == "my" and hot.reference.temperatures[0] == 450.0 and hot.reference.temperatures[-1] == pytest.approx(1800)
+    x = hot.structure[None]
+    assert hot.target.u(x).item() == pytest.approx(load_system("ala2-vacuum").target.u(x).item() / 1.5)
+
+
+def test_a_force_field_of_ones_own_is_copied(pdb, tmp_path, monkeypatch):
+    import openmm.app
+
+    shipped = openmm.app.__path__[0] + "/data/amber99sbildn.xml"
+    shutil.copy(shipped, tmp_path / "own.xml")
+    path = new_system(NewSystem(pdb=pdb(), forcefield=(str(tmp_path / "own.xml"),), solvent="vacuum"), folder=tmp_path / "s")
+    (tmp_path / "own.xml").unlink()
+    monkeypatch.chdir("/")
+    u = load_system(path).target.u(load_system(path).structure[None])
+    assert torch.isfinite(u).all() and (path / "own.xml").exists()
+
+
+def lacking(*names):
+    return lambda line: None if line[12:16].strip() in names or line.startswith("CONECT") else line
+
+
+def overlapping(line):
+    """A hydrogen of the side chain sits on the first oxygen."""
+    return line[:30] + "   1.576   1.089  -0.117" + line[54:] if line[12:16].strip() == "HB1" else line
+
+
+@pytest.mark.parametrize(("change", "settings", "message"), [
+    (lacking("HB1", "HB2"), {}, r"(?s)pdbfixer.*ALA 2: missing 2 H"),
+    (lambda line: line.replace("ALA", "LIG"), {}, r"(?s)pdbfixer.*LIG 2: unknown residue name"),
+    (lambda line: None, {}, "holds no atoms"),
+    (overlapping, {}, "atoms overlap; minimise"),
+    (lambda line: line, {"forcefield": ("nothing.xml",)}, "nothing.xml cannot be loaded"),
+    (lambda line: line, {"solvent": "ethanol"}, "unknown solvent 'ethanol'"),
+    (lambda line: line, {"forcefield": ("amoeba2018.xml",)}, "unsupported force terms Amoeba|do not match the force field"),
+])
+def test_files_that_cannot_be_systems(pdb, tmp_path, change, settings, message):
+    wanted = NewSystem(pdb=pdb(change), **{"solvent": "vacuum", **settings})
+    with pytest.raises(ForceFieldError, match=message):
+        new_system(wanted, folder=tmp_path / "systems")
+    assert not any((tmp_path / "systems").iterdir())
+
+
+def test_two_molecules(pdb, tmp_path):
+    text = pdb().read_text()
+    moved = [line.replace(" A ", " B ")[:30] + f"{float(line[30:38]) + 9:8.3f}" + line[38:] if line.startswith(("ATOM", "HETATM")) else line
+             for line in text.splitlines() if not line.startswith(("CONECT", "END", "REMARK"))]
+    (tmp_path / "two.pdb").write_text("\n".join([line for line in text.splitlines() if line != "END" and "CONECT" not in line] + moved))
+    with pytest.raises(ForceFieldError, match="holds 2 molecules .*ACE 4.* no finite integral"):
+        new_system(NewSystem(pdb=tmp_path / "two.pdb", solvent="vacuum"), folder=tmp_path / "systems")
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"name": "A B"}, "cannot name a system"), ({"name": "../x"}, "cannot name a system"),
+    ({"temperature": -3.0}, "must be positive, got -3"), ({"temperature": float("nan")}, "must be positive"),
+])
+def test_settings_out_of_range(pdb, tmp_path, settings, message):
+    with pytest.raises(SystemError, match=message):
+        new_system(NewSystem(pdb=pdb(), solvent="vacuum", **settings), folder=tmp_path / "systems")
+
+
+def test_existing_systems_are_kept(pdb, tmp_path):
+    wanted = NewSystem(pdb=pdb(), solvent="vacuum")
+    new_system(wanted, folder=tmp_path)
+    with pytest.raises(SystemError, match="my exists; choose another name"):
+        new_system(wanted, folder=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemError, match="choose another folder"):
+        new_system(wanted, folder=tmp_path / "file")
