@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from bgwork import terminal, workflow
-from bgwork.recipes import DEFAULT, default_recipe
+from bgwork.recipes import default_recipe
 from bgwork.records import Density
 from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system
@@ -51,7 +51,8 @@ Steps = Annotated[int | None, typer.Option(help="Steps of the fixed grid; midpoi
 Weights = Annotated[str | None, typer.Option(
     help="density (exact, of the very map that was run), continuous (divergence integral) or path (of the kernels that were run).",
     show_default=OWN)]
-Recipe = Annotated[str, typer.Option(help="Which of a system's shipped generators, by recipe (see `bgwork systems`).")]
+Recipe = Annotated[str | None, typer.Option(
+    help="Which of a system's shipped generators, by recipe (see `bgwork systems`).", show_default="the one the system names")]
 Accept = Annotated[list[Density] | None, typer.Option(help="Weigh samples of this density although it is improper; recorded as an edit.")]
 OtherSystem = Annotated[str | None, typer.Option("--system", help="System, where it is not the one that the samples name.")]
 
@@ -85,7 +86,7 @@ def reference(name: SystemName, n: N = 10_000, seed: Seed = 0, out: Out = None) 
 def train(
     name: SystemName,
     recipe: Annotated[
-        str | None, typer.Option(help="One of the system's recipes, or a .toml file.", show_default="eqot-fm, or the only one")] = None,
+        str | None, typer.Option(help="One of the system's recipes, or a .toml file.", show_default="the one the system names")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, bit for bit.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's key; repeatable.")] = None,
     seed: Seed = 0,
@@ -104,7 +105,7 @@ def train(
 
 @app.command()
 def sample(
-    source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = DEFAULT, integrator: Integrator = None, steps: Steps = None,
+    source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = None, integrator: Integrator = None, steps: Steps = None,
     weights: Weights = None, accept: Accept = None, out: Out = None,
 ) -> None:
     """Draw samples with their log-density, evaluate their energies, and store both.
@@ -143,7 +144,7 @@ def report(
 
 @app.command(name="run")
 def run_everything(
-    source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = DEFAULT, integrator: Integrator = None, steps: Steps = None,
+    source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = None, integrator: Integrator = None, steps: Steps = None,
     weights: Weights = None, accept: Accept = None, out: Out = None,
 ) -> None:
     """All of it: generator, samples, weights, diagnosis, report; what exists already is kept and said so.

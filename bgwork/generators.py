@@ -11,7 +11,7 @@ from bgwork import store
 from bgwork.priors import Gaussian
 from bgwork.protocols import Sampler
 from bgwork.provenance import file_fingerprint
-from bgwork.recipes import DEFAULT, Recipe, Trained, initial_network, parse_recipe
+from bgwork.recipes import Recipe, Trained, initial_network, parse_recipe
 from bgwork.records import Origin
 from bgwork.system import System, load_system, reference_samples
 
@@ -27,8 +27,8 @@ def shipped_generators(system: System) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (system.path / "generators").glob("*.safetensors")))
 
 
-def generator_path(name_or_path: str | Path, *, recipe: str = DEFAULT) -> Path:
-    """File of a generator: a .safetensors file, a training run's folder, or the shipped one of a system.
+def generator_path(name_or_path: str | Path, *, recipe: str | None = None) -> Path:
+    """File of a generator: a .safetensors file, a training run's folder, or a shipped one of a system, by default the one it names.
 
     Raises:
         GeneratorError: naming what the system has.
@@ -38,18 +38,19 @@ def generator_path(name_or_path: str | Path, *, recipe: str = DEFAULT) -> Path:
         return path if path.suffix == ".safetensors" else path / "generator.safetensors"
     system = load_system(name_or_path)
     known = shipped_generators(system)
-    if recipe in known or len(known) == 1:
-        return system.path / "generators" / f"{recipe if recipe in known else known[0]}.safetensors"
+    wanted = recipe or (known[0] if len(known) == 1 else system.default_generator)
+    if wanted in known:
+        return system.path / "generators" / f"{wanted}.safetensors"
     has = ", ".join(known) or "none"
-    raise GeneratorError(f"{system.name} has no generator {recipe!r} (it has: {has}); `bgwork train {system.name}` makes one")
+    raise GeneratorError(f"{system.name} has no generator {wanted!r} (it has: {has}); `bgwork train {system.name}` makes one")
 
 
-def load_generator(name_or_path: str | Path, *, recipe: str = DEFAULT, system: System | None = None) -> Sampler:
+def load_generator(name_or_path: str | Path, *, recipe: str | None = None, system: System | None = None) -> Sampler:
     """A trained generator as the sampler that its recipe makes of it: a flow on the recipe's grid, a flow map, a diffusion, ...
 
     Args:
         name_or_path: a system's name (its shipped generator), a .safetensors file or a training run's folder.
-        recipe: which of a system's generators.
+        recipe: which of a system's generators; by default the one that system.toml names.
         system: what it must belong to; by default the system named in the file.
     Raises:
         GeneratorError: if it does not exist or was trained for another system.

@@ -23,7 +23,7 @@ from bgwork import store
 from bgwork.generators import generator_path, load_trained
 from bgwork.protocols import HasLogProb, Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, versions
-from bgwork.recipes import DEFAULT, Choice, Recipe, Trained
+from bgwork.recipes import Choice, Recipe, Trained
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.report import REFERENCE_FILE, HeldOut
 from bgwork.reweighting import weigh
@@ -136,7 +136,7 @@ class Run:
         return self.recipe.sampler_of(replace(self.trained, origin=origin), choice)
 
 
-def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str = DEFAULT, folder: Path | None) -> Run:
+def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None = None, folder: Path | None) -> Run:
     """The run of a system's shipped generator, of a folder that `bgwork train` filled, or of a generator's file.
 
     Args:
@@ -148,11 +148,11 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str = DEFAU
     path = generator_path(name_or_path, recipe=recipe)
     if path.parent.name == "generators":
         system = load_system(path.parent.parent)
-        recipe, trained = load_trained(path, system=system)
-        own = RUNS / system.name / ("shipped" if path.stem == DEFAULT else path.stem)
+        made_by, trained = load_trained(path, system=system)
+        own = RUNS / system.name / (recipe or "shipped")
     else:
-        (recipe, trained), own = load_trained(path), path.parent
-    return Run(folder=folder or own, system=trained.system, recipe=recipe, trained=trained, generator=path, settings=settings.on(recipe))
+        (made_by, trained), own = load_trained(path), path.parent
+    return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=settings.on(made_by))
 
 
 def draw(run: Run, *, progress: Progress, note: Note) -> Proposal | WeightedSamples:

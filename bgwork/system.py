@@ -24,7 +24,7 @@ from bgwork.protocols import Prior, Target
 from bgwork.records import Estimate, Proposal
 from bgwork.spaces import Space
 from bgwork.targets.chamber import Chamber
-from bgwork.targets.energies import ENERGIES, Count, DoubleWellSection, GaussianMixtureSection, LennardJonesSection, Positive, Section
+from bgwork.targets.energies import ENERGIES, Count, EnergySection, Positive, Section
 from bgwork.topology import Topology, handed_groups, stereocentres
 
 PACKAGE = Path(bgwork.__file__).parent
@@ -98,8 +98,10 @@ class SystemFile(Section):
     energy_unit: Literal["kT"]
     observables: list[str]
     basins: str | None = None
+    recipe: str = "eqot-fm"
+    generator: str = "eqot-fm"
     space: SpaceSection
-    energy: LennardJonesSection | DoubleWellSection | GaussianMixtureSection | ForceFieldSection = Field(discriminator="form")
+    energy: EnergySection | ForceFieldSection = Field(discriminator="form")
     engines: EnginesSection
     prior: PriorSection
     reference: ReferenceSection | MetadynamicsSection = Field(discriminator="sampler")
@@ -149,6 +151,8 @@ class System:
         reference: how equilibrium data are made.
         topology: atoms and bonds of a molecule, None for clusters.
         structure: [n, 3] the structure in its PDB file, in the length unit; None for clusters.
+        default_recipe: what `bgwork train` uses unless told otherwise.
+        default_generator: the shipped generator that is used unless told otherwise, by its recipe's name.
     """
 
     name: str
@@ -168,6 +172,8 @@ class System:
     reference: ReferenceSection | MetadynamicsSection
     topology: Topology | None = None
     structure: Tensor | None = None
+    default_recipe: str = "eqot-fm"
+    default_generator: str = "eqot-fm"
 
 
 def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> System:
@@ -198,7 +204,7 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
         name=file.name, space=space, target=target, differentiable_target=twin, prior=Gaussian(space=space, std=file.prior.std),
         references=_read_references(path / "reference.json"), observables=tuple(file.observables), functions=functions, basins=file.basins,
         path=path, length_unit=file.length_unit, energy=energy.form, description=file.description, source=file.source,
-        reference=file.reference, topology=topology, structure=structure)
+        reference=file.reference, topology=topology, structure=structure, default_recipe=file.recipe, default_generator=file.generator)
 
 
 def list_systems(*, folder: Path | None = None) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""objective = "adjoint": a controlled Brownian motion learned from the energy, and "bridge-matching": the same pretrained from data."""
+"""objective = "adjoint" or "weighted-adjoint": a controlled Brownian motion learned from an energy; "bridge-matching": from data."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,10 +12,12 @@ from bgwork.fields.affine import Affine
 from bgwork.fields.preconditioning import ControlPreconditioning
 from bgwork.fields.probability_flow import control_stops, velocity_of_control
 from bgwork.objectives.adjoint_sampling import AdjointSampling, BridgeMatchingData
-from bgwork.objectives.replay import regression_loss
+from bgwork.objectives.replay import ReplaySettings, regression_loss
+from bgwork.objectives.weighted_adjoint import WeightedAdjointSampling
 from bgwork.paths import GeometricBrownian
 from bgwork.priors import Gaussian
 from bgwork.recipes.base import Choice, Request, Trained, ess_of, job_meta
+from bgwork.recipes.sections import Share
 from bgwork.recipes.walks import EnergyRecipe
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
@@ -28,12 +30,14 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 
 class BrownianSection(Section):
     """[process]: standard deviation of the base process at t = 1 and ratio of smallest to largest sigma (`GeometricBrownian`);
-    `clip`: largest gradient of a particle that is regressed on, in kT per length unit.
+    `clip`: largest gradient of a particle that is regressed on, in kT per length unit; `curvature`: of the energy, roughly, in kT per
+    squared length unit, which scales the network's output near the end.
     """
 
     std: Positive
     ratio: Ratio = 0.05
     clip: Positive
+    curvature: Positive
 
     def build(self) -> GeometricBrownian:
         return GeometricBrownian(std=self.std, ratio=self.ratio)
@@ -46,14 +50,16 @@ class AdjointRecipe(EnergyRecipe):
     process: BrownianSection
 
     def network(self, system: System) -> nn.Module:
-        precondition = ControlPreconditioning(brownian=self.process.build(), spread=system.prior.std)
+        precondition = ControlPreconditioning(brownian=self.process.build(), spread=system.prior.std, curvature=self.process.curvature)
         return Affine(self.field.build(system), system.space, precondition)
 
     def method(self, system: System, times: torch.Tensor) -> AdjointSampling:
-        brownian = self.process.build()
-        return AdjointSampling(
-            space=system.space, brownian=brownian, table=control_table(brownian, times, spread=system.prior.std), clip=self.process.clip,
-            scale=system.prior.std, times=self.training.times())
+        return AdjointSampling(**self._parts(system, times))
+
+    def _parts(self, system: System, times: torch.Tensor) -> dict[str, Any]:
+        brownian, spread = self.process.build(), system.prior.std
+        return {"space": system.space, "brownian": brownian, "table": control_table(brownian, times, spread=spread),
+                "clip": self.process.clip, "scale": spread, "times": self.training.times()}
 
     def flow(self, trained: Trained, choice: Choice) -> Flow:
         brownian, space = self.process.build(), trained.system.space
@@ -62,6 +68,19 @@ class AdjointRecipe(EnergyRecipe):
             prior=Gaussian(space=space, std=brownian.std), field=velocity_of_control(trained.network, space, brownian),
             origin=trained.origin, grid=Grid(integrator=choice.integrator, steps=len(stop) - 1, times=stop), round_trip=trained.round_trip,
             on_batch=choice.on_batch)
+
+
+class WeightedAdjointRecipe(AdjointRecipe):
+    """Adjoint sampling with tempered importance weights; `effective` is the share of fresh samples to keep effective."""
+
+    objective: Literal["weighted-adjoint"]
+    effective: Share = 0.2
+
+    def method(self, system: System, times: torch.Tensor) -> WeightedAdjointSampling:
+        return WeightedAdjointSampling(**self._parts(system, times), effective=self.effective)
+
+    def replay_settings(self) -> ReplaySettings:
+        return self.replay.build(priority="log_p")
 
 
 class BridgeMatchingRecipe(AdjointRecipe):

@@ -11,14 +11,20 @@ import tomli_w
 from pydantic import ValidationError
 
 from bgwork import store
+from bgwork.recipes.adjoint import AdjointRecipe, BridgeMatchingRecipe, WeightedAdjointRecipe
 from bgwork.recipes.base import Recipe, RecipeError
+from bgwork.recipes.bootstrap import BootstrapRecipe
+from bgwork.recipes.diffusion import DiffusionRecipe
 from bgwork.recipes.flow_matching import FlowMatchingRecipe
+from bgwork.recipes.idem import IDEMRecipe
 from bgwork.recipes.polish import PolishRecipe
 from bgwork.recipes.sections import FIELDS
 from bgwork.system import System
 
-DEFAULT = "eqot-fm"
-OBJECTIVES: dict[str, type[Recipe]] = {"flow-matching": FlowMatchingRecipe, "polish": PolishRecipe}
+OBJECTIVES: dict[str, type[Recipe]] = {
+    "flow-matching": FlowMatchingRecipe, "polish": PolishRecipe, "diffusion": DiffusionRecipe, "idem": IDEMRecipe,
+    "adjoint": AdjointRecipe, "weighted-adjoint": WeightedAdjointRecipe, "bridge-matching": BridgeMatchingRecipe,
+    "bootstrap": BootstrapRecipe}
 
 
 def list_recipes(system: System) -> tuple[str, ...]:
@@ -27,21 +33,22 @@ def list_recipes(system: System) -> tuple[str, ...]:
 
 
 def default_recipe(system: System) -> str:
-    """The recipe used unless told otherwise: eqot-fm, or the system's only one."""
+    """The recipe used unless told otherwise: the one that system.toml names, or the system's only one."""
     known = list_recipes(system)
-    return known[0] if len(known) == 1 else DEFAULT
+    return known[0] if len(known) == 1 else system.default_recipe
 
 
-def load_recipe(system: System, name: str = DEFAULT, *, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(system: System, name: str | None = None, *, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
     Args:
         system: whose recipes are searched; a path to a .toml file works too.
-        name: of the recipe.
+        name: of the recipe; by default the system's own.
         overrides: "table.key=value" with a TOML value, for example "training.steps=2000".
     Raises:
         RecipeError: naming the known recipes, or the allowed keys.
     """
+    name = name or default_recipe(system)
     path = Path(name) if name.endswith(".toml") else system.path / "recipes" / f"{name}.toml"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -35,16 +35,15 @@ class WalkSection(Section):
 
 
 class ReplaySection(Section):
-    """[replay]: as in `ReplaySettings`; `prioritised` draws rows by their path weights."""
+    """[replay]: as in `ReplaySettings`."""
 
     capacity: Count = 10_000
     fresh: Count = 1000
     every: Count = 100
     batch: Count = 256
-    prioritised: bool = False
 
-    def build(self) -> ReplaySettings:
-        return ReplaySettings(**self.model_dump(exclude={"prioritised"}), priority="log_w" if self.prioritised else "")
+    def build(self, *, priority: str = "") -> ReplaySettings:
+        return ReplaySettings(**self.model_dump(), priority=priority)
 
 
 class EnergyTrainingSection(LoopSection):
@@ -84,10 +83,14 @@ class EnergyRecipe(Recipe):
         if training.initial:
             load_initial(network, system, training.initial)
         source = ReplaySource(target=system.differentiable_target, method=self.method(system, self.sampler.times()),
-                              settings=self.replay.build(), seed=request.seed)
+                              settings=self.replay_settings(), seed=request.seed)
         return TrainingJob(
             model=network, loss=regression_loss, data=source, config=training.config(), folder=request.folder, meta=job_meta(self, request),
             evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
+
+    def replay_settings(self) -> ReplaySettings:
+        """How the buffer is used: rows are drawn uniformly unless a method has weights for them."""
+        return self.replay.build()
 
     def default_choice(self) -> Choice:
         return Choice(integrator=self.sampler.integrator, steps=self.sampler.steps, weights="path")
