@@ -13,10 +13,9 @@ Source: design section 8, where these were checked against finite differences of
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from bgwork.curved import ConstantCurvature
 from bgwork.fields.drift_reversal import check_gamma
 from bgwork.objectives.replay import Regression
 from bgwork.paths import Times
-from bgwork.protocols import Field, Prior, Target
+from bgwork.protocols import Prior, Target
 from bgwork.records import Origin, Proposal
 from bgwork.samplers.geodesic import Drifts, GeodesicKernels, WalkGrid
 from bgwork.samplers.sde import PathSampler
@@ -77,21 +76,25 @@ def _cotangent_defect(space: ConstantCurvature, theta: Tensor) -> Tensor:
     return torch.where(theta < SERIES_BELOW, series, closed)
 
 
-def walk_grid(gamma: float, steps: int) -> WalkGrid:
-    """Equal steps with the noise of g_t^2 = 2 gamma t: variance gamma (t_{k+1}^2 - t_k^2), positive in the first step too."""
-    times = tuple(k / steps for k in range(steps + 1))
-    return WalkGrid(times=times, stds=tuple(math.sqrt(gamma * (b * b - a * a)) for a, b in itertools.pairwise(times)))
+def walk_grid(gamma: float, stops: Tensor) -> WalkGrid:
+    """A walk with the noise of g_t^2 = 2 gamma t: variance gamma (t_{k+1}^2 - t_k^2), positive in the first step too.
+
+    Args:
+        gamma: noise strength, in squared length units.
+        stops: times [K+1] from 0 to 1.
+    """
+    return WalkGrid(times=tuple(stops.tolist()), stds=tuple((gamma * stops.square().diff()).sqrt().tolist()))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FlowSampling:
-    """The method (`bgwork.objectives.replay.EnergyMethod`).
+    """The method (`bgwork.objectives.replay.EnergyMethod`) for a model of the forward drift alone: on flat space the other follows from it.
 
     Args:
-        prior: p0; on flat space a Gaussian, whose standard deviation is a parameter of the method.
-        drifts: model -> forward and backward drift, for the walk that fills the buffer.
+        prior: p0, a Gaussian whose standard deviation is a parameter of the method.
+        drifts: model -> forward and backward drift (`fields.drift_reversal.GaussianStartDrifts`), for the walk that fills the buffer.
         gamma: noise strength, in squared length units. Too much of it makes the iteration jump over narrow modes.
-        walk_steps: of that walk.
+        stops: times [K+1] of that walk, from 0 to 1.
         clip: largest gradient of a particle that is regressed on, in kT per length unit.
         times: distribution of t.
     Raises:
@@ -101,7 +104,7 @@ class FlowSampling:
     prior: Prior
     drifts: Callable[[nn.Module], Drifts]
     gamma: float
-    walk_steps: int = 50
+    stops: Tensor
     clip: float = math.inf
     times: Times = field(default_factory=Times)
 
@@ -112,7 +115,7 @@ class FlowSampling:
 
     def sampler(self, model: nn.Module) -> PathSampler:
         """The walk along the model's drifts."""
-        kernels = GeodesicKernels(space=self.prior.space, drifts=self.drifts(model), grid=walk_grid(self.gamma, self.walk_steps))
+        kernels = GeodesicKernels(space=self.prior.space, drifts=self.drifts(model), grid=walk_grid(self.gamma, self.stops))
         return PathSampler(start=self.prior, kernels=kernels, origin=Origin(method="flow sampling", system="training"))
 
     def measure(self, target: Target, proposal: Proposal) -> dict[str, Tensor]:
@@ -130,13 +133,27 @@ class FlowSampling:
         return {"x": proposal.x, "u": u, "gradient": gradient, "log_w": -u - proposal.log_q}
 
     def regression(self, target: Target, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> Regression:
-        """Both conditional drifts at points between new prior draws and the rows, stacked, [B, 2, n, d]."""
+        """Conditional forward drifts at points between new prior draws and the rows."""
+        made, _ = self._conditional(rows, generator=generator)
+        return made
+
+    def _conditional(self, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> tuple[Regression, Tensor]:
+        """The regression of the forward drift, and the backward drift at the same points."""
         space, x1 = self.prior.space, rows["x"]
         ascent, clipped = clip_per_particle(space, -space.gradient(x1, rows["gradient"]), self.clip)
         x0 = self.prior.sample(len(x1), generator=generator)
         t = self.times.sample(len(x1), generator=generator)
         x, forward, backward = conditional_drifts(space, t, x0, x1, ascent, gamma=self.gamma)
-        return Regression(t=t, x=x, value=torch.stack([forward, backward], 1), weight=torch.ones_like(t), clipped=clipped)
+        return Regression(t=t, x=x, value=forward, weight=torch.ones_like(t), clipped=clipped), backward
+
+
+class CurvedFlowSampling(FlowSampling):
+    """The method for a model of both drifts (`fields.ambient.AmbientDrifts`, say), on any space but a torus; the loss is `DriftsLoss`."""
+
+    def regression(self, target: Target, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> Regression:
+        """Conditional forward and backward drifts, stacked, [B, 2, n, d]."""
+        made, backward = self._conditional(rows, generator=generator)
+        return replace(made, value=torch.stack([made.value, backward], 1))
 
 
 def clip_per_particle(space: Space, v: Tensor, largest: float) -> tuple[Tensor, float]:
@@ -144,11 +161,6 @@ def clip_per_particle(space: Space, v: Tensor, largest: float) -> tuple[Tensor, 
     square = space.inner(v, v).clamp_min(0) if isinstance(space, ConstantCurvature) else v.square().sum(-1)
     norm = square.sqrt()[..., None]
     return v * (largest / norm).clamp_max(1.0), (norm > largest).double().mean().item()
-
-
-def drift_loss(model: Field, batch: Regression) -> Tensor:
-    """Mean square error of the forward drift per coordinate: on flat space the backward drift follows from it (`fields.drift_reversal`)."""
-    return (model(batch.t, batch.x) - batch.value[:, 0]).square().mean()
 
 
 @dataclass(frozen=True, kw_only=True)

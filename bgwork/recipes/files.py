@@ -16,6 +16,7 @@ from bgwork.recipes.base import Recipe, RecipeError
 from bgwork.recipes.bootstrap import BootstrapRecipe
 from bgwork.recipes.diffusion import DiffusionRecipe
 from bgwork.recipes.flow_matching import FlowMatchingRecipe
+from bgwork.recipes.flow_sampling import FlowSamplingRecipe
 from bgwork.recipes.idem import IDEMRecipe
 from bgwork.recipes.polish import PolishRecipe
 from bgwork.recipes.sections import FIELDS
@@ -24,7 +25,8 @@ from bgwork.system import System
 OBJECTIVES: dict[str, type[Recipe]] = {
     "flow-matching": FlowMatchingRecipe, "polish": PolishRecipe, "diffusion": DiffusionRecipe, "idem": IDEMRecipe,
     "adjoint": AdjointRecipe, "weighted-adjoint": WeightedAdjointRecipe, "bridge-matching": BridgeMatchingRecipe,
-    "bootstrap": BootstrapRecipe}
+    "bootstrap": BootstrapRecipe,
+    "flow-sampling": FlowSamplingRecipe}
 
 
 def list_recipes(system: System) -> tuple[str, ...]:
