@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from bgwork import terminal, workflow
+from bgwork.export import FORMATS
+from bgwork.new_system import NewSystem, new_system
 from bgwork.recipes import default_recipe
 from bgwork.records import Density
 from bgwork.runs import SampleSettings, find_run
@@ -72,14 +74,48 @@ def systems() -> None:
 
 
 @app.command()
-def reference(name: SystemName, n: N = 10_000, seed: Seed = 0, out: Out = None) -> None:
-    """Make equilibrium reference data with Markov chains, and refuse to save them unless they converged.
+def reference(
+    name: SystemName, n: N = 10_000, seed: Seed = 0, out: Out = None,
+    trajectory: Annotated[Path | None, typer.Option("--from", help="Your own trajectory: DCD, XTC, PDB, HDF5.")] = None,
+    top: Annotated[Path | None, typer.Option(help="PDB file that names the trajectory's atoms.")] = None,
+    frame_time: Annotated[float | None, typer.Option(help="Time between its frames, in ps.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="That it was run at, in K.")] = None,
+) -> None:
+    """Make equilibrium reference data, or take over your own, and refuse to save them unless they converged.
 
-    Checked: split R-hat < 1.01, the virial against its exact value, agreement between chains from different starts.
+    Clusters by Markov chains (checked: split R-hat < 1.01, the virial against its exact value, agreement between different starts);
+    molecules by metadynamics with a frozen bias, against an independent replica exchange.
 
-    Example: `bgwork reference lj13 -n 100000 --seed 1`
+    Examples: `bgwork reference lj13 -n 100000 --seed 1`,
+    `bgwork reference ala2-obc2 --from traj.dcd --top x.pdb --frame-time 1 --temperature 300`
     """
-    workflow.reference(load_system(name), n, seed=seed, folder=out)
+    system = load_system(name)
+    if trajectory is None:
+        workflow.reference(system, n, seed=seed, folder=out)
+        return
+    if frame_time is None or temperature is None:
+        raise ValueError("a trajectory says neither how far apart its frames are nor how hot it was; add --frame-time and --temperature")
+    workflow.reference_from(system, trajectory, frame_time=frame_time, temperature=temperature, top=top, folder=out)
+
+
+@app.command(name="new-system")
+def make_system(
+    pdb: Annotated[Path, typer.Argument(help="One molecule with all its hydrogens.")],
+    forcefield: Annotated[list[str] | None, typer.Option(
+        help="File shipped with OpenMM, or a path; repeatable.", show_default="amber14/protein.ff14SB.xml")] = None,
+    solvent: Annotated[str, typer.Option(help="vacuum or obc2.")] = "obc2",
+    temperature: Annotated[float, typer.Option(help="In K.")] = 300.0,
+    name: Annotated[str, typer.Option(help="Of the system.", show_default="that of the PDB file")] = "",
+    folder: Annotated[Path, typer.Option(help="Where systems lie.")] = Path("systems"),
+) -> None:
+    """Make a system of your own from a PDB file and a force field.
+
+    Example: `bgwork new-system my.pdb --forcefield amber14/protein.ff14SB.xml --solvent obc2`
+    """
+    wanted = NewSystem(pdb=pdb, forcefield=tuple(forcefield or ("amber14/protein.ff14SB.xml",)), solvent=solvent, temperature=temperature,
+                       name=name)
+    path = new_system(wanted, folder=folder)
+    terminal.say(f"Made {path}; look at {path / 'system.toml'}, then `bgwork reference {path.name}`")
 
 
 @app.command()
@@ -129,6 +165,34 @@ def estimate(
     """
     for path in samples:
         workflow.estimate(path, load_system(system) if system else None, observable)
+
+
+@app.command()
+def export(
+    samples: Annotated[Path, typer.Argument(help="samples.npz, or the folder of a run.")],
+    kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "npz",
+    n: Annotated[int | None, typer.Option("--resample", help="So many frames of equal weight instead of weighted samples.")] = None,
+    seed: Seed = 0, out: Annotated[Path | None, typer.Option(help="Path without suffix.", show_default="beside the samples")] = None,
+    system: OtherSystem = None,
+) -> None:
+    """Write samples and weights for other programs: trajectories with a weights file, or arrays.
+
+    Example: `bgwork export runs/ala2-vacuum/shipped --format dcd --resample 1000`
+    """
+    workflow.export(samples, load_system(system) if system else None, kind=kind, n=n, seed=seed, stem=out)
+
+
+@app.command()
+def retarget(
+    samples: Annotated[Path, typer.Argument(help="samples.npz, or the folder of a run.")],
+    factor: Annotated[float, typer.Option(help="New kT over the system's, for example 1.1667 for 350 K from 300 K.")],
+    system: OtherSystem = None,
+) -> None:
+    """Averages at another temperature from stored samples, with the effective sample size expected and found.
+
+    Example: `bgwork retarget runs/lj13/shipped --factor 1.1`
+    """
+    workflow.retarget(samples, load_system(system) if system else None, factor=factor)
 
 
 @app.command()

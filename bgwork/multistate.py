@@ -98,7 +98,7 @@ def solve(u: Tensor, counts: Sequence[int]) -> Solution:
     Args, Raises: as `mbar`.
     """
     _check(u, counts)
-    with _quiet("pymbar"):  # it advises on its own installation at import
+    with quiet("pymbar"):  # it advises on its own installation at import
         from pymbar import MBAR  # takes a second
 
         f = torch.from_numpy(MBAR(u.numpy(), np.array(counts), initial_f_k=_first_guess(u).numpy()).f_k.copy()).double()
@@ -118,7 +118,7 @@ def _first_guess(u: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """A logger that speaks of errors only, for as long as the block runs; what its warnings would say is checked here."""
     logger = logging.getLogger(name)
     level = logger.level

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pymbar import timeseries
 from torch import Tensor
 
 from bgwork import units
 from bgwork.molecule import molecular_observables
+from bgwork.multistate import quiet
 from bgwork.provenance import commit, file_fingerprint, versions
 from bgwork.records import Density, Origin, Proposal, WeightedSamples
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceRun, agreement, virial_check
@@ -85,6 +85,8 @@ def slowest_correlation(system: System, x: Tensor) -> tuple[float, str]:
         system: whose functions are looked at.
         x: [N, n, 3] frames in order of time.
     """
+    with quiet("pymbar"):  # it advises on its own installation at import
+        from pymbar import timeseries
     functions = molecular_observables(system.topology, system.structure)
     values = {"u": system.target.u(x)} | {name: f(x) for name, f in functions.items()}
     varying = {name: v.numpy() for name, v in values.items() if bool(torch.isfinite(v).all()) and float(v.std()) > 0}

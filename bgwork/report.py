@@ -11,8 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bgwork import figures, page, store
-from bgwork.observables import OBSERVABLES
+from bgwork import figures, figures_molecular, page, store
 from bgwork.provenance import commit, file_fingerprint
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import average, expectation, weigh
@@ -59,10 +58,10 @@ def observables_of(system: System, names: Sequence[str] | None = None) -> dict[s
         ReportError: for an unknown name, naming the known ones.
     """
     wanted = system.observables if names is None else names
-    unknown = [name for name in wanted if name != "u" and name not in OBSERVABLES]
+    unknown = [name for name in wanted if name != "u" and name not in system.functions]
     if unknown:
-        raise ReportError(f"unknown observable {', '.join(map(repr, unknown))}; known are u, {', '.join(OBSERVABLES)}")
-    return {name: OBSERVABLES[name] for name in wanted if name != "u"}
+        raise ReportError(f"unknown observable {', '.join(map(repr, unknown))}; known are u, {', '.join(system.functions)}")
+    return {name: system.functions[name] for name in wanted if name != "u"}
 
 
 def average_all(weighted: WeightedSamples, system: System, names: Sequence[str] | None = None) -> dict[str, Estimate]:
@@ -109,7 +108,7 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
     """
     known = weighed_reference(system)
     reference = ReferenceSet(samples=known, log_q=held_out and held_out.log_q, rows=held_out and held_out.rows, estimates=system.references)
-    basin_of = OBSERVABLES[system.basins] if system.basins else None
+    basin_of = system.functions[system.basins] if system.basins else None
     diagnosis = diagnose(weighted, reference=reference, observables=observables_of(system), basin_of=basin_of)
     content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder, system)}
     report = Report(json=folder / "report.json", html=folder / "report.html", content=content)
@@ -132,6 +131,8 @@ def pictures(weighted: WeightedSamples, diagnosis: Diagnosis, reference: Weighte
     ]
     if (system.space.n, system.space.d) == (1, 2):
         shown.append((figures.plane(weighted, reference), "Density in the plane, on one colour scale."))
+    if system.topology:
+        shown += figures_molecular.molecular_pictures(weighted, reference, system.topology, system.structure)
     if diagnosis.basins:
         shown.append((figures.populations(diagnosis.basins, diagnosis.basin_reference), "Population of each basin."))
     z = {name: truth.z for name, truth in diagnosis.reference.items() if math.isfinite(truth.z)}

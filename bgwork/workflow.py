@@ -6,17 +6,22 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from bgwork import reference as reference_data
 from bgwork import runs, store, tables, terminal
 from bgwork import training as loop
+from bgwork.export import export_samples
 from bgwork.generators import shipped_generators
 from bgwork.pareto import pareto_k, pareto_limit
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe
 from bgwork.records import Density, WeightedSamples
+from bgwork.reference_checks import ReferenceRun
+from bgwork.reference_trajectory import from_trajectory
 from bgwork.report import Report, average_all, kept_report, write_report
-from bgwork.reweighting import ess, log_z, max_weight
+from bgwork.retarget import retarget_temperature
+from bgwork.reweighting import ess, log_z, max_weight, resample
 from bgwork.runs import RUNS, Run
 from bgwork.system import System, load_system
 
@@ -45,8 +50,23 @@ def reference(system: System, n: int, *, seed: int, folder: Path | None = None) 
     runs.ensure_writable(folder)
     with terminal.progress(f"Reference {system.name}") as tick:
         made = reference_data.generate(system, n, seed=seed, progress=tick)
+    save_reference(made, system, folder)
+
+
+def reference_from(system: System, trajectory: Path, *, frame_time: float, temperature: float, top: Path | None = None,
+                   folder: Path | None = None) -> None:
+    """Take over a user's own trajectory as reference data, show the checks, and save if they passed."""
+    folder = folder or reference_folder(system)
+    runs.ensure_writable(folder)
+    made = from_trajectory(system, trajectory, frame_time=frame_time, temperature=temperature, top=top)
+    terminal.say(made.proposal.note)
+    save_reference(made, system, folder)
+
+
+def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
+    """Show checks and averages of reference data, and save what passed."""
     rows = [(c.name, tables.number(c.value), tables.number(c.limit), "passed" if c.passed else "FAILED") for c in made.checks]
-    terminal.show(f"Checks of {n} reference samples of {system.name}", ("check", "value", "must be below", ""), rows)
+    terminal.show(f"Checks of {len(made.proposal)} reference samples of {system.name}", ("check", "value", "must be below", ""), rows)
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in made.estimates.items()]
     terminal.show("Averages", ("observable", "value", "n_eff"), rows)
     reference_data.save(made, folder, command=runs.provenance()["command"])
@@ -218,3 +238,29 @@ def estimate(path: Path, system: System | None, names: Sequence[str] | None) -> 
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in averages.items()]
     terminal.show(f"{path}: {len(weighted)} samples of {system.name}, {density.value}", ("observable", "value", "n_eff"), rows)
     terminal.say(quality(weighted))
+
+
+def export(path: Path, system: System | None, *, kind: str, n: int | None, seed: int, stem: Path | None) -> None:
+    """Stored samples and weights as files for other programs; with n, that many frames of equal weight."""
+    weighted = runs.weighted_samples(path, system=system)
+    system = system or load_system(weighted.proposal.origin.system)
+    if n is not None:
+        weighted = resample(weighted, n, generator=torch.Generator().manual_seed(seed))
+    stem = stem or (path if path.is_dir() else path.parent) / ("samples" if n is None else "equilibrium")
+    for written in export_samples(weighted, system, stem, kind=kind):
+        terminal.say(f"Saved {written}")
+
+
+def retarget(path: Path, system: System | None, *, factor: float) -> None:
+    """Averages at another temperature from stored samples, with the effective sample size that was to be expected and that came out."""
+    weighted = runs.weighted_samples(path, system=system)
+    system = system or load_system(weighted.proposal.origin.system)
+    found = retarget_temperature(weighted, factor=factor)
+    averages = average_all(found.samples, system)
+    if weighted.proposal.density.normalised:
+        averages["log Z"] = log_z(found.samples)
+    rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in averages.items()]
+    terminal.show(f"{path}: {len(weighted)} samples of {system.name} at {factor:g} times its kT", ("observable", "value", "n_eff"), rows)
+    before, expected, measured = (tables.estimate(value) for value in (found.before, found.predicted.log_normal, found.measured))
+    terminal.say(f"ESS before {before}   expected {expected}   measured {measured}")
+    terminal.say(quality(found.samples))
