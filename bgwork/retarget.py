@@ -12,30 +12,31 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bgwork.error_bars import delta_stderr
 from bgwork.protocols import Target
 from bgwork.records import Estimate, WeightedSamples
-from bgwork.reweighting import average, ess, weigh
+from bgwork.reweighting import ess, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Effective sample size after a change of the reduced energy, from the first two moments of the log-weights.
+    """Effective sample size after a change D of the reduced energy, from the first two moments of D.
 
-        V = Var(D) - 2 Cov(log w, D),  log-normal: ESS exp(-V),  second order: ESS / (1 + V), moments under the weights
+        ESS'/ESS = <exp(-D)>_w^2 / <exp(-2D)>_ww = exp(-V),   V = 2 <D>_w - 2 <D>_ww - Var_w(D) + 2 Var_ww(D) + O(D^3)
 
-    The log-normal figure is exact where (log w, D) is Gaussian. With equal weights V = Var(D), in temperature (1 - kT/kT')^2 Var(u), Var(u)
-    being the heat capacity in units of k_B. V is negative, and the prediction larger, where the change leads back towards the
-    generator's own density; above 1 it says no more than that the change is harmless.
+    with averages under the weights w and under their squares. It is exact where D is Gaussian under both; with equal weights V = Var(D),
+    and for a change of temperature Var(D) = (1 - kT/kT')^2 Var(u), Var(u) being the heat capacity in units of k_B. V is negative where
+    the change leads back towards the generator's own density; a prediction above 1 says no more than that the change is harmless.
 
     Attributes:
-        log_normal: fraction of the number of samples, with its standard error from that of V.
-        second_order: the same to second order in D.
-        variance: V.
+        log_normal: ESS exp(-V), a fraction of the number of samples; its standard error is from that of V.
+        second_order: ESS / (1 + V), which agrees while V is small; infinite for V <= -1.
+        loss: V.
     """
 
     log_normal: Estimate
     second_order: float
-    variance: Estimate
+    loss: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +108,23 @@ def predict(weighted: WeightedSamples, change: Tensor) -> Prediction:
     """
     lost = torch.isnan(change) | (change == math.inf)
     allowed = replace(weighted, u=torch.where(lost, math.inf, weighted.u))
-    start, log_w = ess(allowed), allowed.log_w
-    keep = log_w > -math.inf
-    change, log_w = torch.where(keep, change, 0.0), torch.where(keep, log_w, 0.0)
-    off, off_w = (values - average(allowed, values).value for values in (change, log_w))
-    variance = average(allowed, off.square() - 2 * off_w * off)
-    fraction = start.value * math.exp(-variance.value)
-    second_order = start.value / (1 + variance.value) if variance.value > -1 else math.inf
+    start, loss = ess(allowed), _loss(allowed, torch.where(allowed.log_w > -math.inf, change, 0.0))
+    fraction = start.value * math.exp(-loss.value)
     return Prediction(
-        log_normal=Estimate(value=fraction, stderr=fraction * variance.stderr, n_eff=fraction * len(weighted)),
-        second_order=second_order, variance=variance)
+        log_normal=Estimate(value=fraction, stderr=fraction * loss.stderr, n_eff=fraction * len(weighted)), loss=loss,
+        second_order=start.value / (1 + loss.value) if loss.value > -1 else math.inf)
+
+
+def _loss(weighted: WeightedSamples, change: Tensor) -> Estimate:
+    """V of `Prediction`, with its standard error by the delta method."""
+    value, influence = 0.0, torch.zeros_like(change)
+    for power, of_mean, of_variance in ((1, 2.0, -1.0), (2, -2.0, 2.0)):
+        p = torch.softmax(power * weighted.log_w, 0)
+        off = change - (p * change).sum()
+        variance = (p * off.square()).sum()
+        value += (of_mean * (p * change).sum() + of_variance * variance).item()
+        influence = influence + p * (of_mean * off + of_variance * (off.square() - variance))
+    return Estimate(value=value, stderr=delta_stderr(influence, weighted.proposal.group))
 
 
 def _at_temperature(u: Tensor, factor: float) -> Tensor:
