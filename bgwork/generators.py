@@ -99,5 +99,5 @@ def _network(path: Path, recipe: Recipe, tensors: dict[str, torch.Tensor], syste
 
 
 def _origin(path: Path, meta: dict[str, Any]) -> Origin:
-    kind = {"flow-matching": "flow"}.get(meta["recipe"]["objective"], meta["recipe"]["objective"])
+    kind = {"flow-matching": "flow", "polish": "flow"}.get(meta["recipe"]["objective"], meta["recipe"]["objective"])
     return Origin(method=f"{kind} {meta['recipe_name']}", system=meta["system"], config_hash=file_fingerprint(path), commit=meta["commit"])

@@ -10,7 +10,7 @@ from bgwork import store
 from bgwork.fields.compiled import CompiledField
 from bgwork.objectives.polish import CoarseFlow, PolishLoss, PolishSettings, PolishSource
 from bgwork.protocols import Sampler
-from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta
 from bgwork.recipes.sections import GridSection, LoopSection, Share
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import LearnedGrid
@@ -61,7 +61,7 @@ class PolishRecipe(Recipe):
 
     def job(self, request: Request) -> TrainingJob:
         system, settings = request.system, self.polish.settings()
-        network = self.fresh_network(request)
+        network = initial_network(self, system, seed=request.seed)
         start_from(network.field, system, self.training.initial)
         if self.training.compiled:
             network.arithmetic = CompiledField(network.field, rows=ROWS)
