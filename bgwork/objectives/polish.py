@@ -3,7 +3,7 @@
 Let w = exp(-u)/q with q the exact density of the executed map T (`executed_density`), and c(x) = grad_x log q + grad u = -grad_x log w.
 Every divergence between q and the target has a path gradient of one form, which vanishes row by row where q is the target,
     gradient = sum_b m_b c(x_b) . d_theta T(z_b)    at fixed z_b and c    (Roeder, Wu and Duvenaud 2017; Vaitl et al. 2022, 2024)
-    own samples, z ~ p0:    "reverse" KL(q|pi), m = 1/B;  "forward" KL(pi|q), m = w/sum w;  "chi-square" log E_q w^2, m = w^2/sum w^2
+    own samples, z ~ p0:    "reverse" KL(q|pi), m = 1/B;  "forward" KL(pi|q), m = w/sum w;  "chi-square" log E_q w^2, m = 2 w^2/sum w^2
     data x ~ pi, z = T^-1(x):    "path" KL(pi|q), m = 1/B
 so no gradient ever passes through a Jacobian into the parameters. Maximum likelihood ("likelihood": KL(pi|q) on data without the path
 estimator, implicit function theorem, no energies) does, and its noise does not vanish; it is there for data whose energy is not at hand.
@@ -180,7 +180,7 @@ class PolishSource:
         self.counts.own_failed += int((upright & ~usable & ~(nothing & (self.settings.own != "reverse"))).sum())
         z, log_w, c = z[usable], log_w[usable], self._capped(c[usable])
         power = POWERS[self.settings.own]
-        m = torch.softmax(power * log_w, 0) if power else torch.full_like(log_w, 1 / n)
+        m = power * torch.softmax(power * log_w, 0) if power else torch.full_like(log_w, 1 / n)
         return z, share * m[:, None, None] * c, (), share * divergence(self.settings.own, log_w)
 
     def _data(self, model: CoarseFlow, generator: torch.Generator, folds: list) -> tuple[Tensor, Tensor, tuple, Tensor]:
