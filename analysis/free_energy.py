@@ -1,7 +1,10 @@
-"""Free energies from stored samples: between basins, and along a coordinate.
+"""Free energies from stored samples: between basins, along a coordinate, and of the phi basins of a peptide, also at another temperature.
 
     python analysis/free_energy.py runs/dw4/shipped --coordinate pair_distance_max --png profile.png
     python analysis/free_energy.py runs/dw4/reference --basins n_long_4 --json dw4.json
+    python analysis/free_energy.py runs/ala2-vacuum/shipped --coordinate phi --png phi.png
+    python analysis/free_energy.py runs/ala2-vacuum/shipped --temperature 350
+    python analysis/free_energy.py my-md.dcd --system ala2-vacuum --frame-time 1.0
 """
 
 from __future__ import annotations
@@ -17,26 +20,34 @@ import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bgwork import runs, store, tables, terminal
+from bgwork import store, tables, terminal
+from bgwork.analysis import Data, Source, at_temperature, delta_f_of, function_of, load
+from bgwork.conformation import DeltaF
 from bgwork.free_energy import free_energy_difference
-from bgwork.observables import OBSERVABLES
 from bgwork.profiles import Profile, free_energy_profile
 from bgwork.records import Estimate, WeightedSamples
-from bgwork.report import weighed_reference
+from bgwork.retarget import Retargeted
 from bgwork.reweighting import evaluate
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
-from bgwork.system import System, load_system
 
 app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one samples file says."""
+    """What one samples file says.
+
+    Attributes:
+        differences: F of each basin, relative to the most populated one.
+        delta_f: Delta F(phi) of each residue of a peptide.
+        retargeted: what another temperature did to the weights, if one was asked for.
+    """
 
     diagnosis: Diagnosis
     differences: dict[str, Estimate]
+    delta_f: dict[str, DeltaF]
     profile: Profile | None
+    retargeted: Retargeted | None
 
 
 def differences(weighted: WeightedSamples, basin_of: Callable[[Tensor], Tensor],
@@ -62,21 +73,29 @@ def profile_along(weighted: WeightedSamples, coordinate: Callable[[Tensor], Tens
     return free_energy_profile(weighted, coordinate, edges)
 
 
-def observable(name: str) -> Callable[[Tensor], Tensor]:
-    """The function of that name."""
-    if name not in OBSERVABLES:
-        raise ValueError(f"unknown observable {name!r}; known are {', '.join(OBSERVABLES)}")
-    return OBSERVABLES[name]
-
-
-def analyse(weighted: WeightedSamples, system: System, *, basins: str | None, coordinate: str | None, bins: int) -> Result:
+def analyse(data: Data, *, basins: str | None, coordinate: str | None, bins: int) -> Result:
     """All that was asked for."""
-    basins = basins or system.basins
-    basin_of = observable(basins) if basins else None
-    profile = profile_along(weighted, observable(coordinate), bins) if coordinate else None
-    diagnosis = diagnose(weighted, reference=ReferenceSet(samples=weighed_reference(system)), basin_of=basin_of)
-    between = differences(weighted, basin_of, diagnosis.basins) if basin_of else {}
-    return Result(diagnosis=diagnosis, differences=between, profile=profile)
+    basins = basins or data.system.basins
+    basin_of = function_of(data.system, basins) if basins else None
+    profile = profile_along(data.weighted, function_of(data.system, coordinate), bins) if coordinate else None
+    diagnosis = diagnose(data.weighted, reference=ReferenceSet(samples=data.reference), basin_of=basin_of)
+    between = differences(data.weighted, basin_of, diagnosis.basins) if basin_of else {}
+    return Result(diagnosis=diagnosis, differences=between, delta_f=delta_f_of(data), profile=profile, retargeted=data.retargeted)
+
+
+def show_delta_f(path: Path, result: Result) -> None:
+    """Delta F(phi) by every route, and what another temperature did to the weights."""
+    rows = []
+    for name, found in result.delta_f.items():
+        rows += [(name, route, tables.estimate(value), tables.number(value.n_eff)) for route, value in found.by_route.items()]
+        rows += [(name, route, tables.NONE, reason) for route, reason in found.missing.items()]
+    if rows:
+        terminal.show(f"{path}: -ln P(0 < phi <= 2 rad) + ln P(elsewhere)", ("torsion", "from", "Delta F / kT", "effective samples"), rows)
+    if result.retargeted:
+        changed = result.retargeted
+        rows = [("before", tables.estimate(changed.before)), ("predicted", tables.estimate(changed.predicted.log_normal)),
+                ("found", tables.estimate(changed.measured))]
+        terminal.show("effective sample size after the change of temperature", ("", "fraction"), rows)
 
 
 def show(path: Path, result: Result, coordinate: str | None) -> None:
@@ -93,6 +112,7 @@ def show(path: Path, result: Result, coordinate: str | None) -> None:
         rows = [(f"{edges[k]:.4g} to {edges[k + 1]:.4g}", tables.with_error(value[k].item(), result.profile.stderr[k].item()))
                 for k in range(len(value))]
         terminal.show(f"{path}: profile along {coordinate}, its minimum at zero", (coordinate, "F / kT"), rows)
+    show_delta_f(path, result)
     terminal.show("weights", ("figure", "value", "meaning"), tables.weight_rows(to_json_dict(result.diagnosis)))
     terminal.say(result.diagnosis.verdict)
 
@@ -113,25 +133,26 @@ def as_json(result: Result) -> dict[str, Any]:
     """Plain types."""
     profile = result.profile and {"edges": result.profile.edges.tolist(), "value": result.profile.value.tolist(),
                                   "stderr": result.profile.stderr.tolist(), "outside": result.profile.outside}
-    return {"differences": result.differences, "profile": profile, "diagnosis": to_json_dict(result.diagnosis)}
+    return {"differences": result.differences, "delta_f": result.delta_f, "profile": profile, "diagnosis": to_json_dict(result.diagnosis)}
 
 
 @app.command()
 def main(
-    samples: Annotated[Path, typer.Argument(help="Samples file (.npz), or the folder of a run.")],
+    samples: Annotated[Path, typer.Argument(help="Samples file (.npz), the folder of a run, or a trajectory (.dcd, .xtc, .pdb, .h5).")],
     basins: Annotated[str | None, typer.Option(help="Observable whose integer value labels the basin; default: the system's.")] = None,
-    coordinate: Annotated[str | None, typer.Option(help="Observable to draw a profile along.")] = None,
+    coordinate: Annotated[str | None, typer.Option(help="Observable, or torsion such as phi, to draw a profile along.")] = None,
     bins: Annotated[int, typer.Option(help="Bins of the profile.")] = 30,
     system: Annotated[str | None, typer.Option(help="System, where it is not the one that the file names.")] = None,
+    frame_time: Annotated[float | None, typer.Option(help="Between the frames of a trajectory, in ps.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of a molecule, in K: reweight to it.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the profile into this file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
 ) -> None:
     """Free-energy differences and profiles with error bars, ESS, Pareto k and failed rows beside them."""
     try:
-        known = load_system(system) if system else None
-        weighted = runs.weighted_samples(samples, system=known)
-        known = known or load_system(weighted.proposal.origin.system)
-        result = analyse(weighted, known, basins=basins, coordinate=coordinate, bins=bins)
+        data = load(Source(path=samples, system=system, frame_time=frame_time))
+        data = data if temperature is None else at_temperature(data, temperature)
+        result = analyse(data, basins=basins, coordinate=coordinate, bins=bins)
         if png and not result.profile:
             raise ValueError("nothing to draw without a coordinate; name one with --coordinate")
         if png:
@@ -141,6 +162,8 @@ def main(
     except ValueError as error:
         terminal.error(str(error))
         raise typer.Exit(2) from None
+    for problem in data.problems:
+        terminal.note(f"{samples} may be no equilibrium data: {problem}")
     show(samples, result, coordinate)
 
 

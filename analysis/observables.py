@@ -1,6 +1,8 @@
 """Equilibrium averages from stored samples: a run's, or MCMC data.
 
     python analysis/observables.py runs/dw4/shipped runs/dw4/reference --observable u --observable radius_of_gyration
+    python analysis/observables.py runs/ala2-vacuum/shipped --observable phi_positive
+    python analysis/observables.py my-md.dcd --system ala2-vacuum --frame-time 1.0
 """
 
 from __future__ import annotations
@@ -10,24 +12,29 @@ from typing import Annotated
 
 import typer
 
-from bgwork import runs, store, tables, terminal
+from bgwork import store, tables, terminal
+from bgwork.analysis import Data, Source, load
+from bgwork.figures_molecular import intactness_text
 from bgwork.report import observables_of
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
-from bgwork.system import load_system
 
 app = typer.Typer(add_completion=False)
 
 
-def diagnosis_of(path: Path, system_name: str | None, names: list[str] | None) -> Diagnosis:
-    """Averages of one file and what says whether to believe them."""
-    system = load_system(system_name) if system_name else None
-    weighted = runs.weighted_samples(path, system=system)
-    system = system or load_system(weighted.proposal.origin.system)
-    return diagnose(weighted, reference=ReferenceSet(estimates=system.references), observables=observables_of(system, names))
+def diagnosis_of(data: Data, names: list[str] | None) -> Diagnosis:
+    """Averages and what says whether to believe them."""
+    system = data.system
+    return diagnose(data.weighted, reference=ReferenceSet(estimates=system.references), observables=observables_of(system, names))
 
 
-def show(path: Path, diagnosis: Diagnosis, names: list[str] | None) -> None:
-    """Two tables and the verdict."""
+def shape_of(data: Data) -> str:
+    """What became of a molecule's bonds and handedness; nothing for clusters."""
+    system = data.system
+    return intactness_text(data.weighted, system.topology, system.structure) if system.topology else ""
+
+
+def show(path: Path, diagnosis: Diagnosis, names: list[str] | None, shape: str) -> None:
+    """Two tables, for a molecule what became of its bonds and its handedness, and the verdict."""
     rows = []
     for name, value in diagnosis.observables.items():
         if not names or name in names:
@@ -36,26 +43,32 @@ def show(path: Path, diagnosis: Diagnosis, names: list[str] | None) -> None:
             rows.append((name, tables.estimate(value), tables.number(value.n_eff), *compared))
     terminal.show(f"{path}: averages", ("observable", "value", "independent samples", "reference", "z"), rows)
     terminal.show("weights", ("figure", "value", "meaning"), tables.weight_rows(to_json_dict(diagnosis)))
+    if shape:
+        terminal.say(shape)
     terminal.say(diagnosis.verdict)
 
 
 @app.command()
 def main(
-    samples: Annotated[list[Path], typer.Argument(help="Samples files (.npz), or folders of runs.")],
+    samples: Annotated[list[Path], typer.Argument(help="Samples files (.npz), folders of runs, or trajectories.")],
     observable: Annotated[list[str] | None, typer.Option(help="Name, several times for several; default: those of the system.")] = None,
     system: Annotated[str | None, typer.Option(help="System, where it is not the one that the file names.")] = None,
+    frame_time: Annotated[float | None, typer.Option(help="Between the frames of a trajectory, in ps.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
 ) -> None:
     """Averages with error bars, ESS, Pareto k and failed rows beside them."""
     try:
-        diagnoses = {str(path): diagnosis_of(path, system, observable) for path in samples}
+        loaded = {path: load(Source(path=path, system=system, frame_time=frame_time)) for path in samples}
+        diagnoses = {path: diagnosis_of(data, observable) for path, data in loaded.items()}
         if json:
-            store.write_json(json, {path: to_json_dict(diagnosis) for path, diagnosis in diagnoses.items()})
+            store.write_json(json, {str(path): to_json_dict(diagnosis) for path, diagnosis in diagnoses.items()})
     except ValueError as error:
         terminal.error(str(error))
         raise typer.Exit(2) from None
     for path, diagnosis in diagnoses.items():
-        show(Path(path), diagnosis, observable)
+        for problem in loaded[path].problems:
+            terminal.note(f"{path} may be no equilibrium data: {problem}")
+        show(path, diagnosis, observable, shape_of(loaded[path]))
 
 
 if __name__ == "__main__":

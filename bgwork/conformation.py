@@ -55,18 +55,11 @@ class Intactness:
 
 
 def residues(topology: Topology) -> tuple[Residue, ...]:
-    """Every amino acid that has both phi and psi, in order of the chain.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """Every amino acid that has both phi and psi, in order of the chain; none in what is no peptide."""
     torsions = backbone_torsions(topology)
     names = [name.removeprefix("phi").removeprefix("_") for name in torsions if name.startswith("phi")]
     found = [(name, "psi" + (f"_{name}" if name else "")) for name in names]
-    pairs = tuple(Residue(name=name, phi=torsions[psi.replace("psi", "phi")], psi=torsions[psi]) for name, psi in found if psi in torsions)
-    if not pairs:
-        raise ValueError(f"no residue of {topology.path} has both phi and psi; there is no Ramachandran plot of it")
-    return pairs
+    return tuple(Residue(name=name, phi=torsions[psi.replace("psi", "phi")], psi=torsions[psi]) for name, psi in found if psi in torsions)
 
 
 def torsion_functions(topology: Topology) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -47,10 +47,10 @@ def conformers(system: System, n: int, *, seed: int) -> Tensor:
     return system.space.project(x + 0.002 * torch.randn(x.shape, generator=generator, dtype=torch.float64))
 
 
-def generated(system: System, n: int, *, seed: int = 0) -> WeightedSamples:
-    """As a generator's samples: a made-up normalised log q that leaves log-weights of unit variance, some of them zero."""
+def generated(system: System, n: int, *, seed: int = 0, noise: float = 1.0) -> WeightedSamples:
+    """As a generator's samples: a made-up log q that leaves log-weights around -60 with a standard deviation of `noise`."""
     x, generator = conformers(system, n, seed=seed), torch.Generator().manual_seed(seed + 1)
-    log_q = -system.target.u(x) + 60.0 + torch.randn(n, generator=generator, dtype=torch.float64)
+    log_q = -system.target.u(x) + 60.0 + noise * torch.randn(n, generator=generator, dtype=torch.float64)
     origin = Origin(method="flow made-up", system=system.name, seed=seed)
     return weigh(Proposal(x=x, log_q=log_q, space=system.space, density=Density.EXACT, origin=origin), system.target)
 

@@ -9,7 +9,7 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from ala2 import turned
+from ala2 import generated, share_of_left_handed, simulated, turned
 from oracles import propose
 from peptides import Peptide, peptide
 
@@ -17,6 +17,7 @@ from bgwork.conformation import (
     BASINS,
     basin,
     broken_bonds,
+    delta_f,
     has_other_phi,
     has_positive_phi,
     intactness,
@@ -24,10 +25,13 @@ from bgwork.conformation import (
     residues,
     torsion_functions,
 )
+from bgwork.figures import select
 from bgwork.molecule import topology_of
 from bgwork.priors import Gaussian
 from bgwork.records import WeightedSamples
+from bgwork.reweighting import weigh
 from bgwork.spaces import MeanFree
+from bgwork.system import load_system
 from bgwork.topology import Topology
 
 
@@ -99,7 +103,33 @@ def test_thermal_motion_breaks_nothing():
     assert (found.n_broken, found.n_inverted, found.inverted.value) == (0, 0, 0.0)
 
 
-def test_a_molecule_without_backbone_has_no_ramachandran_plot():
-    topology = replace(plain(peptide()), names=("X",) * 22)
-    with pytest.raises(ValueError, match="no residue of made-up.pdb has both phi and psi"):
-        residues(topology)
+def test_a_molecule_without_backbone_has_no_residues():
+    assert residues(replace(plain(peptide()), names=("X",) * 22)) == ()
+
+
+def test_delta_f_by_every_route():
+    """Samples made up with a known population, and a log q that is u shifted: every route finds it, with its error bar."""
+    system = load_system("ala2-vacuum")
+    own = generated(system, 600, noise=0.0)
+    reference = weigh(simulated(system, 600), system.target)
+    log_q = -reference.u + 60.0
+    residue, share = residues(system.topology)[0], share_of_left_handed()
+    found = delta_f(own, residue, reference=reference, held_out=reference, log_q=log_q)
+    assert sorted(found.by_route) == ["local", "pooled", "reference", "weights"] and not found.missing
+    for name, value in found.by_route.items():
+        if name != "local":  # which knows no populations but the generator's
+            assert abs(value.value - math.log((1 - share) / share)) < 4 * value.stderr < 1, name
+    assert found.by_route["pooled"].stderr < found.by_route["weights"].stderr
+    assert found.by_route["local"].value == pytest.approx(found.by_route["weights"].value, abs=3 * found.by_route["weights"].stderr)
+
+
+def test_routes_that_cannot_be_had_say_why():
+    system = load_system("ala2-vacuum")
+    own = generated(system, 50)
+    residue = residues(system.topology)[0]
+    found = delta_f(own, residue)
+    assert list(found.by_route) == ["weights"]
+    assert "no reference samples" in found.missing["reference"] and "not known" in found.missing["local"]
+    nowhere = has_other_phi(own.x, residue=residue)
+    one_basin = select(own, nowhere)
+    assert "no sample of positive weight lies in basin b" in delta_f(one_basin, residue).missing["weights"]
