@@ -15,6 +15,7 @@ from bgwork.fields.preconditioning import ControlPreconditioning, ScorePrecondit
 from bgwork.objectives.adjoint_sampling import AdjointSampling, BridgeMatchingData
 from bgwork.objectives.idem import IteratedDenoisingEnergyMatching, noised_score, richardson_score, weighted_force
 from bgwork.objectives.replay import ReplaySettings, ReplaySource, clip_per_particle, regression_loss
+from bgwork.objectives.weighted_adjoint import WeightedAdjointSampling, tempered
 from bgwork.paths import GeometricBrownian, GeometricNoise, stops
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin, Proposal
@@ -124,7 +125,7 @@ def network(kind, *, spread=1.0, scale=1.0):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         inner = MLP(1, 2, hidden=32, depth=3, scale=scale)
-    precondition = {"adjoint": ControlPreconditioning(brownian=BROWNIAN, spread=spread),
+    precondition = {"adjoint": ControlPreconditioning(brownian=BROWNIAN, spread=spread, curvature=2.0),
                     "idem": ScorePreconditioning(path=NOISE, prior_std=2.0, spread=spread)}[kind]
     return Affine(inner, PLANE, precondition)
 
@@ -197,3 +198,31 @@ def test_bad_settings_and_hopeless_samples_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="none of 500"):
         train(job(tmp_path / "run", adjoint(), network("adjoint"), Broken(space=PLANE), steps=1), resume=False)
+
+
+def test_tempered_weights_keep_the_share_asked_for():
+    log_w = 3 * torch.randn(1000, generator=seeded(), dtype=torch.float64)
+    p = tempered(log_w, 0.3).exp()
+    assert p.sum() == pytest.approx(1) and 1 / (p.square().sum() * 1000) == pytest.approx(0.3, abs=1e-6)
+    assert ((p.log().argsort() - log_w.argsort()) == 0).all()
+    flat = 0.1 * log_w
+    assert torch.allclose(tempered(flat, 0.3), torch.log_softmax(flat, 0))
+
+
+@pytest.mark.parametrize("space", [PLANE, MeanFree(n=3, d=2)], ids=str)
+def test_the_combined_regression_has_the_same_mean_and_hardly_any_noise(space):
+    """For a Gaussian, whose curvature is the same everywhere, the noises of the two identities cancel but for its estimate."""
+    oracle, n = GaussianOracle(space=space, std=TARGET_STD), 20_000
+    x1, origin = oracle.sample(n, generator=seeded()), Origin(method="exact", system="oracle")
+    proposal = Proposal(x=x1, log_q=oracle.log_prob(x1), space=space, density=Density.PATH, origin=origin)
+    plain = adjoint(space)
+    method = WeightedAdjointSampling(**vars(plain))
+    rows = method.measure(oracle, proposal)
+    assert torch.allclose(rows["log_p"], torch.full((n,), -math.log(n), dtype=torch.float64))
+    exact, noise = control(BROWNIAN, target_std=TARGET_STD), []
+    for made in (method.regression(oracle, rows, generator=seeded(1)), plain.regression(oracle, rows, generator=seeded(1))):
+        residual = made.value - exact(made.t)[:, None, None] * made.x
+        found, error = slope(made.x, residual)
+        assert abs(found) < 4 * error + 0.01  # the curvature is estimated from the same rows
+        noise.append(residual.square().mean().sqrt())
+    assert noise[0] < 0.05 * noise[1]

@@ -63,7 +63,7 @@ def wrappers(space):
     noise = GeometricNoise(ratio=0.01)
     return {
         "score": lambda inner: Affine(inner, space, ScorePreconditioning(path=noise, prior_std=5.0, spread=0.7)),
-        "control": lambda inner: Affine(inner, space, ControlPreconditioning(brownian=BROWNIAN, spread=0.7)),
+        "control": lambda inner: Affine(inner, space, ControlPreconditioning(brownian=BROWNIAN, spread=0.7, curvature=2.0)),
         "flow of score": lambda inner: velocity_of_score(inner, space, noise, prior_std=5.0),
         "flow of control": lambda inner: velocity_of_control(inner, space, BROWNIAN)}
 
@@ -90,13 +90,13 @@ def test_an_untrained_preconditioned_network_solves_a_gaussian_target():
     inner = MLP(1, 2, hidden=8, depth=2).double()
     found = Affine(inner, space, ScorePreconditioning(path=noise, prior_std=5.0, spread=0.7))(TIMES, x)
     assert torch.allclose(found, score(noise, prior_std=5.0, target_std=0.7)(TIMES)[:, None, None] * x)
-    found = Affine(inner, space, ControlPreconditioning(brownian=BROWNIAN, spread=0.7))(TIMES, x)
+    found = Affine(inner, space, ControlPreconditioning(brownian=BROWNIAN, spread=0.7, curvature=2.0))(TIMES, x)
     assert torch.allclose(found, control(BROWNIAN, target_std=0.7)(TIMES)[:, None, None] * x)
 
 
 def test_the_networks_input_keeps_the_targets_scale():
     g = BROWNIAN.variance(TIMES) / 4
-    control_scale = ControlPreconditioning(brownian=BROWNIAN, spread=0.7)(TIMES).scale
+    control_scale = ControlPreconditioning(brownian=BROWNIAN, spread=0.7, curvature=2.0)(TIMES).scale
     score_scale = ScorePreconditioning(path=GeometricNoise(ratio=0.01), prior_std=5.0, spread=0.7)(TIMES).scale
     assert (control_scale * (0.49 * g**2 + 4 * g * (1 - g)).sqrt() / 0.7 - 1).abs().max() < 0.02
     assert (score_scale * (0.49 + 25 * 1e-4**TIMES).sqrt() / 0.7 - 1).abs().max() < 1e-12

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from bgwork.fields.affine import AffineCoefficients
@@ -19,7 +18,7 @@ FLOOR = 1e-3  # of the target's variance: input is not magnified beyond, so that
 
 @dataclass(frozen=True, kw_only=True)
 class ScorePreconditioning:
-    """score(t, x) = -a... x / (a^2 s^2 + sigma^2) + F(t, x s / sqrt(a^2 s^2 + sigma^2)) s / (sigma sqrt(s^2 + sigma^2)).
+    """score(t, x) = -x / var_t + F(t, x s / sqrt(var_t)) s / (sigma sqrt(var_t)), var_t = a^2 s^2 + sigma^2.
 
     Args:
         path: noise schedule with signal a and noise b.
@@ -40,15 +39,20 @@ class ScorePreconditioning:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlPreconditioning:
-    """v(t, x) = (1/nu_1 - 1/s^2) (g s^2 / var_t) x + F(t, x s / sqrt(var_t)) / s, var_t = g^2 s^2 + nu_1 g (1 - g), g = nu_t / nu_1.
+    """v = (1/nu_1 - 1/s^2) (g s^2 / var_t) x + F(t, x s / sqrt(var_t)) / sqrt(nu_1 - nu_t + 1/k), g = nu_t / nu_1.
+
+    var_t = g^2 s^2 + nu_1 g (1 - g) is the variance of X_t. The output's scale is that of (E[X_1 | X_t] - X_t) / (nu_1 - nu_t), until the
+    curvature k of the energy bounds it.
 
     Args:
         brownian: the base process.
         spread: s, of the target, in the system's length unit.
+        curvature: k, in kT per squared length unit, roughly.
     """
 
     brownian: GeometricBrownian
     spread: float
+    curvature: float
 
     def __call__(self, t: Tensor) -> AffineCoefficients:
         total, square = self.brownian.std**2, self.spread**2
@@ -56,4 +60,5 @@ class ControlPreconditioning:
         over_g = g * square + total * (1 - g)  # var_t / g, finite at the origin
         keep = (1 / total - 1 / square) * square / over_g
         scale = self.spread / (g * over_g + FLOOR * square).sqrt()
-        return AffineCoefficients(keep, torch.full_like(t, 1 / self.spread), scale, t)
+        gain = (total * (1 - g) + 1 / self.curvature) ** -0.5
+        return AffineCoefficients(keep, gain, scale, t)

@@ -11,6 +11,7 @@ from bgwork.spaces import Space
 from bgwork.targets.double_well import DoubleWell
 from bgwork.targets.gaussian_mixture import GaussianMixture
 from bgwork.targets.lennard_jones import LennardJones
+from bgwork.targets.many_well import ManyWell
 from bgwork.targets.openmm import OpenMMTarget, lennard_jones_system
 
 
@@ -65,5 +66,19 @@ class GaussianMixtureSection(Section):
         return GaussianMixture.random(self.components, space.d, half_width=self.half_width, std=self.std, seed=self.seed, name=name)
 
 
+class ManyWellSection(Section):
+    """[energy] with form = "many-well"; constants as in `ManyWell`."""
+
+    form: Literal["many-well"]
+    quartic: Positive
+    quadratic: Positive
+    tilt: Positive
+
+    def torch(self, space: Space, name: str) -> Target:
+        return ManyWell(space.n, quartic=self.quartic, quadratic=self.quadratic, tilt=self.tilt, name=name)
+
+
+EnergySection = LennardJonesSection | DoubleWellSection | GaussianMixtureSection | ManyWellSection
 ENERGIES: dict[str, type[Section]] = {
-    "lennard-jones": LennardJonesSection, "double-well": DoubleWellSection, "gaussian-mixture": GaussianMixtureSection}
+    "lennard-jones": LennardJonesSection, "double-well": DoubleWellSection, "gaussian-mixture": GaussianMixtureSection,
+    "many-well": ManyWellSection}
