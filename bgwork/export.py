@@ -15,11 +15,12 @@ and `name.h5` hold everything in one file:
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from openmm import app
@@ -76,6 +77,17 @@ def export_samples(weighted: WeightedSamples, system: System, stem: Path, *, kin
     return samples, structure, weights
 
 
+def pdb_text(x: Tensor, system: System) -> str:
+    """Configurations [N, n, 3] of a molecule as the text of a PDB file, one model each, for viewers.
+
+    Raises:
+        ExportError: as `export_samples`.
+    """
+    stream = io.StringIO()
+    _write_models(stream, _writable(x, system, "pdb"), x.numpy())
+    return stream.getvalue()
+
+
 def columns_of(weighted: WeightedSamples, system: System) -> dict[str, np.ndarray]:
     """Everything but the configurations, by the names in the module's docstring."""
     proposal = weighted.proposal
@@ -127,10 +139,14 @@ def _write_xtc(path: Path, topology: app.Topology, x: np.ndarray) -> None:
 
 def _write_pdb(path: Path, topology: app.Topology, x: np.ndarray) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        app.PDBFile.writeHeader(topology, stream)
-        for number, positions in enumerate(x, start=1):
-            app.PDBFile.writeModel(topology, ANGSTROM * positions, stream, modelIndex=number if len(x) > 1 else None)
-        app.PDBFile.writeFooter(topology, stream)
+        _write_models(stream, topology, x)
+
+
+def _write_models(stream: TextIO, topology: app.Topology, x: np.ndarray) -> None:
+    app.PDBFile.writeHeader(topology, stream)
+    for number, positions in enumerate(x, start=1):
+        app.PDBFile.writeModel(topology, ANGSTROM * positions, stream, modelIndex=number if len(x) > 1 else None)
+    app.PDBFile.writeFooter(topology, stream)
 
 
 WRITERS: dict[str, Callable[[Path, app.Topology, np.ndarray], None]] = {"dcd": _write_dcd, "xtc": _write_xtc, "pdb": _write_pdb}

@@ -14,6 +14,7 @@ from bgwork.reweighting import weigh
 from bgwork.system import System
 from bgwork.topology import Topology
 
+SCATTER = 7.0  # degrees
 WELLS = ((-80.0, 80.0), (-150.0, 160.0), (60.0, -60.0))  # degrees; near minima in vacuum
 
 
@@ -39,10 +40,10 @@ def beyond(topology: Topology, i: int, j: int) -> list[int]:
 
 
 def conformers(system: System, n: int, *, seed: int) -> Tensor:
-    """Structures around three wells with 15 degrees of scatter and a little noise on every coordinate, [n, 22, 3]."""
+    """Structures around three wells, scattered in both torsions, with a little noise on every coordinate, [n, 22, 3]."""
     generator = torch.Generator().manual_seed(seed)
     wells = torch.tensor(WELLS, dtype=torch.float64)[torch.randint(len(WELLS), (n,), generator=generator)]
-    angles = torch.deg2rad(wells + 15 * torch.randn(n, 2, generator=generator, dtype=torch.float64))
+    angles = torch.deg2rad(wells + SCATTER * torch.randn(n, 2, generator=generator, dtype=torch.float64))
     x = torch.stack([turned(system.structure, system.topology, phi, psi) for phi, psi in angles.tolist()])
     return system.space.project(x + 0.002 * torch.randn(x.shape, generator=generator, dtype=torch.float64))
 
@@ -64,5 +65,5 @@ def simulated(system: System, n: int, *, seed: int = 100, chains: int = 10) -> P
 
 def share_of_left_handed(n_wells: int = len(WELLS)) -> float:
     """Population of 0 < phi <= 2 rad by construction."""
-    inside = 0.5 * (math.erf(60 / (15 * math.sqrt(2))) + math.erf((math.degrees(2) - 60) / (15 * math.sqrt(2))))
+    inside = 0.5 * (math.erf(60 / (SCATTER * math.sqrt(2))) + math.erf((math.degrees(2) - 60) / (SCATTER * math.sqrt(2))))
     return inside / n_wells
