@@ -1,0 +1,201 @@
+"""Samplers learned from the energy alone, beside parallel tempering and HMC at the same number of energy-gradient evaluations.
+
+    python benchmarks/data_free.py dw4 --recipes adjoint weighted-adjoint idem bootstrap -n 20000 --seed 11
+
+A recipe is a shipped generator's name, or its file. Of a pool of n samples, 2,000 are drawn ten times, by weight or not, and compared with
+2,000 of the system's reference samples; the floor is reference against reference at the same size. The evaluations that a training
+spent are read from the generator's header, where its meter left them; the chains get as many, met by a meter too, half of them
+for burn-in. `evaluations` are network passes per sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from rows import Row, estimate_row, publish
+from torch import Tensor
+
+from bgwork import store
+from bgwork.generators import generator_path, load_trained
+from bgwork.metrics import energy_w2, geometric_w2, noise_floor, total_variation
+from bgwork.observables import pair_distances
+from bgwork.records import Density, Estimate, WeightedSamples
+from bgwork.reweighting import ess, expectation, log_z, normalised_weights, weigh
+from bgwork.samplers.mcmc import HMC, ParallelTempering
+from bgwork.samplers.starts import STARTS
+from bgwork.system import System, load_system, reference_samples
+from bgwork.targets.counting import Metered
+from bgwork.targets.gaussian_mixture import GaussianMixture
+
+SIZE, DRAWS, BINS = 2000, 10, 100
+PUBLISHED = {
+    ("dw4", "energy-W2"): ".55 iDEM, .55 AS, .20 ASBS, .11 FS", ("lj13", "energy-W2"): "30.8 iDEM, 2.40 AS, 1.99 ASBS, .97 FS",
+    ("lj55", "energy-W2"): "93.5 iDEM, 30.8 AS, 28.1 ASBS, 21.3 FS", ("gmm40", "reverse ESS"): ".734 iDEM",
+    ("dw4", "geometric W2"): ".70 iDEM, .62 AS, .43 ASBS, .36 FS", ("lj13", "geometric W2"): "1.61 iDEM, 1.67 AS, 1.59 ASBS"}
+GOALS = {
+    ("dw4", "energy-W2", "weighted"): "within 2 s.d. of the floor", ("dw4", "energy-W2", "raw"): "<= .2",
+    ("lj13", "energy-W2", "weighted"): "<= .7", ("lj13", "energy-W2", "raw"): "<= 2", ("gmm40", "reverse ESS", ""): ">= .9"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Samples of one method.
+
+    Attributes:
+        method: named in the rows.
+        weighted: the samples with their weights.
+        evaluations: network passes per sample.
+        spent: energies and gradients up to the samples, those of weighing apart.
+    """
+
+    method: str
+    weighted: WeightedSamples
+    evaluations: float
+    spent: int
+
+
+def generator_pools(system: System, recipe: str, options: argparse.Namespace) -> Iterator[Pool]:
+    """A generator's samples with each kind of weight that it has."""
+    path = Path(recipe) if recipe.endswith(".safetensors") else generator_path(system.name, recipe=recipe)
+    made_by, trained = load_trained(path, system=system)
+    progress = store.load_checkpoint(path)[1]["progress"]
+    spent = progress.get("energy_evaluations", 0) + progress.get("gradient_evaluations", 0)
+    for weights in made_by.weights:
+        if weights == "continuous":
+            continue
+        choice = replace(made_by.default_choice(), weights=weights)
+        proposal = made_by.sampler_of(trained, choice).sample(options.n, generator=torch.Generator().manual_seed(options.seed))
+        weighted = weigh(proposal, system.target, accept=(Density.UNCERTIFIED,))
+        name = f"{path.stem}, {proposal.density.value} weights"
+        yield Pool(method=name, weighted=weighted, evaluations=proposal.cost.network / options.n, spent=int(spent))
+
+
+def chain_pool(system: System, budget: int, options: argparse.Namespace, betas: tuple[float, ...]) -> Pool:
+    """Markov chains from the system's starts, stopped at a budget of gradients, half of which is burn-in."""
+    settings, target = system.reference, Metered(system.differentiable_target)
+    generator = torch.Generator().manual_seed(options.seed)
+    kinds = settings.starts or ["prior"]
+    share = max(1, options.chains // len(kinds))
+    start = torch.cat([system.prior.sample(share, generator=generator) if kind == "prior" else
+                       STARTS[kind](system.differentiable_target, share, spacing=settings.spacing, generator=generator) for kind in kinds])
+    transitions = budget // (len(start) * len(betas) * settings.leapfrog)
+    if transitions < 4:
+        raise ValueError(f"{budget} gradients are too few for {len(start)} chains on {len(betas)} rungs; ask for fewer --chains")
+    draws = min(transitions // 2, -(-options.n // len(start)))
+    thin = transitions // 2 // draws
+    tuning = {"burn_in": transitions - thin * draws, "thin": thin, "leapfrog": settings.leapfrog, "step": settings.step}
+    parts = {"target": target, "start": start, "system": system.name, **tuning}
+    sampler = HMC(**parts) if len(betas) == 1 else ParallelTempering(**parts, betas=betas)
+    proposal = sampler.sample(draws * len(start), generator=generator)
+    return Pool(method=f"{sampler.method}, {len(start)} chains", weighted=weigh(proposal, system.target), evaluations=0,
+                spent=target.n_gradient)
+
+
+def drawn(pool: Pool, *, by_weight: bool) -> Iterator[Tensor]:
+    """Row numbers of SIZE samples, DRAWS times; with repetitions where they are drawn by weight, or are fewer."""
+    p = normalised_weights(pool.weighted) if by_weight else torch.ones(len(pool.weighted)) / len(pool.weighted)
+    for seed in range(DRAWS):
+        yield torch.multinomial(p, SIZE, replacement=by_weight or len(p) < SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def distances(system: System, options: argparse.Namespace) -> dict[str, tuple[Callable[[Tensor, Tensor], float], int]]:
+    """Metrics of configurations, and the sample size of each."""
+    found = {"energy-W2": (lambda a, b: energy_w2(system.target.u(a), system.target.u(b)), SIZE)}
+    if system.space.n > 1:
+        reach = pair_distances(reference_samples(system).x).max()
+        edges = torch.linspace(0, reach, BINS + 1, dtype=torch.float64)
+        found["total variation of pair distances"] = (lambda a, b: total_variation(pair_distances(a), pair_distances(b), edges=edges), SIZE)
+    if options.geometric:
+        found["geometric W2"] = (geometric_w2, options.geometric)
+    return found
+
+
+def compared(system: System, pool: Pool, options: argparse.Namespace, common: dict) -> Iterator[Row]:
+    """Distances of the pool from the reference, raw and weighted, mean and s.d. over the draws."""
+    reference = reference_samples(system).x
+    for metric, (distance, size) in distances(system, options).items():
+        for kind, by_weight in (("raw", False), ("weighted", True)):
+            if by_weight and not pool.weighted.proposal.density.normalised:
+                continue
+            values = []
+            for seed, rows in enumerate(drawn(pool, by_weight=by_weight)):
+                other = torch.randperm(len(reference), generator=torch.Generator().manual_seed(1000 + seed))[:size]
+                values.append(distance(pool.weighted.x[rows[:size]], reference[other]))
+            yield Row(metric=f"{metric}, {kind}", value=mean(values), stderr=stdev(values), published=PUBLISHED.get((system.name, metric)),
+                      goal=GOALS.get((system.name, metric, kind)), **common)
+
+
+def floors(system: System, options: argparse.Namespace) -> Iterator[Row]:
+    """Every distance between reference samples themselves."""
+    reference, generator = reference_samples(system).x, torch.Generator().manual_seed(options.seed)
+    for metric, (distance, size) in distances(system, options).items():
+        floor = noise_floor(distance, reference, min(size, len(reference) // 2), generator=generator, repeats=DRAWS)
+        yield estimate_row(f"{metric}, floor", floor, system=system.name, method="reference", n=int(floor.n_eff), seed=options.seed)
+
+
+def of_weights(system: System, pool: Pool, common: dict) -> Iterator[Row]:
+    """ESS, log Z and mode weights; for chains only what can be told without a normalised density."""
+    yield Row(metric="energies and gradients spent", value=pool.spent, **common)
+    for quantile in (0.05, 0.5, 0.95):
+        yield Row(metric=f"u, quantile {quantile:g}", value=torch.quantile(pool.weighted.u, quantile).item(), **common)
+    if pool.weighted.proposal.density.normalised:
+        yield estimate_row("reverse ESS", ess(pool.weighted), published=PUBLISHED.get((system.name, "reverse ESS")),
+                           goal=GOALS.get((system.name, "reverse ESS", "")), **common)
+        yield estimate_row("log Z", log_z(pool.weighted), **common)
+        if hasattr(system.target, "log_z"):
+            exact = Estimate(value=system.target.log_z, stderr=0.0)
+            yield Row(metric="z of log Z", value=log_z(pool.weighted).z(exact), goal="|z| < 4", **common)
+    if isinstance(system.target, GaussianMixture):
+        yield Row(metric="modes within 4 stderr of 1/40", value=modes_right(system.target, pool.weighted), goal="40", **common)
+
+
+def modes_right(target: GaussianMixture, weighted: WeightedSamples) -> int:
+    """Number of components whose share of the nearest-mean partition is within 4 standard errors of that of exact samples."""
+    def share(x: Tensor, k: int) -> Tensor:
+        return (torch.cdist(x[:, 0], target.means).argmin(1) == k).double()
+
+    exact = target.sample(200_000, generator=torch.Generator().manual_seed(0))
+    right = 0
+    for k in range(len(target.means)):
+        found, expected = expectation(weighted, partial(share, k=k)), share(exact, k)
+        right += abs(found.z(Estimate(value=expected.mean().item(), stderr=expected.std().item() / len(expected) ** 0.5))) < 4
+    return right
+
+
+def measure(name: str, options: argparse.Namespace) -> list[Row]:
+    """All rows of a system."""
+    system = load_system(name)
+    pools = [pool for recipe in options.recipes for pool in generator_pools(system, recipe, options)]
+    budget = options.budget or max((pool.spent for pool in pools), default=0)
+    if budget and not options.no_chains:
+        ladder = tuple(system.reference.betas) if len(system.reference.betas) > 1 else (1.0, 0.6, 0.35, 0.2)
+        pools += [chain_pool(system, budget, options, betas) for betas in ((1.0,), ladder)]
+    rows = list(floors(system, options))
+    for pool in pools:
+        common = {"system": name, "method": pool.method, "evaluations": pool.evaluations, "n": len(pool.weighted), "seed": options.seed}
+        rows += [*of_weights(system, pool, common), *compared(system, pool, options, common)]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+")
+    parser.add_argument("--recipes", nargs="*", default=["adjoint"], help="shipped generators, or files")
+    parser.add_argument("-n", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
+    parser.add_argument("--budget", type=int, default=0, help="gradients for the chains; the largest of the trainings' if 0")
+    parser.add_argument("--chains", type=int, default=50)
+    parser.add_argument("--no-chains", action="store_true")
+    parser.add_argument("--geometric", type=int, default=0, help="sample size of the geometric W2; 0 leaves it out")
+    options = parser.parse_args()
+    publish([row for name in options.systems for row in measure(name, options)])
+
+
+if __name__ == "__main__":
+    main()
