@@ -1,0 +1,220 @@
+"""Peptides in the figures of the literature: ESS, Delta F(phi) by every route, energy-W2 and torus-W2 with their noise floors.
+
+    python benchmarks/alanine.py ala2-vacuum ala2-obc2 -n 10000 --steps 4 8 16 --seed 11 --reference runs/ala2-vacuum/reference/samples.npz
+    python benchmarks/alanine.py --run runs/ala2-vacuum/shipped
+
+The first samples anew at each number of midpoint steps (two evaluations each; the generator's own grid if none is given), the second takes
+stored samples. Weights are raw. Distances compare --distance-n reference samples with as many drawn by weight (torus-W2) or with
+all weighted ones (energy-W2). Two floors stand beside each: of reference against reference, and of reference samples that carry these very
+weights, which is what perfect samples with this ESS would show. Floors need --reference with more samples than the shipped set.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ess import GOALS, PUBLISHED, held_out
+from rows import Row, estimate_row, publish
+from torch import Tensor
+
+from bgwork import analysis, store
+from bgwork.analysis import Data, Source
+from bgwork.conformation import Residue, intactness, ramachandran
+from bgwork.generators import load_generator
+from bgwork.metrics import energy_w2, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
+from bgwork.records import WeightedSamples
+from bgwork.report import weighed_reference
+from bgwork.reweighting import normalised_weights, weigh
+from bgwork.samplers.diagnostics import ReferenceSet, diagnose
+from bgwork.samplers.integrators import Grid
+from bgwork.system import load_system
+
+DELTA_F_GOAL = "|z| < 3 against the reference, stderr <= .1"
+W2 = {"energy-W2": ("<= .9", "ECNF++ .914, FALCON .225"), "torus-W2": ("<= .19", "ECNF++ .189, FALCON .402")}
+FLOOR_REPEATS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Samples with all that is known beside them.
+
+    Attributes:
+        data: the samples, the reference, and the generator's density at some of it.
+        evaluations: network forward passes per sample.
+        seed: of the samples.
+    """
+
+    data: Data
+    evaluations: float
+    seed: int | None
+
+
+def sampled(name: str, steps: int | None, options: argparse.Namespace) -> Measured:
+    """Sample anew and weigh."""
+    system, flow = load_system(name), load_generator(options.generator or name, recipe=options.recipe)
+    known = held_out(system, options.held_out)
+    flow = replace(flow, batch=options.batch, round_trip=known.x[: options.round_trip])
+    flow = replace(flow, grid=Grid(integrator="midpoint", steps=steps)) if steps else flow
+    weighted = weigh(flow.sample(options.n, generator=torch.Generator().manual_seed(options.seed)), system.target)
+    data = Data(system=system, weighted=weighted, reference=weighed_reference(system), held_out=known, log_q=flow.log_prob(known.x))
+    return Measured(data=data, evaluations=weighted.proposal.cost.network / options.n, seed=options.seed)
+
+
+def stored(run: Path) -> Measured:
+    """The samples of a run."""
+    data = analysis.load(Source(path=run))
+    proposal = data.weighted.proposal
+    return Measured(data=data, evaluations=proposal.cost.network / len(proposal), seed=proposal.origin.seed)
+
+
+def rows_of(measured: Measured, options: argparse.Namespace) -> list[Row]:
+    """Every figure of one set of samples."""
+    data, proposal = measured.data, measured.data.weighted.proposal
+    common = {"system": data.system.name, "method": f"{proposal.origin.method}, {proposal.density.value}", "n": len(proposal),
+              "evaluations": measured.evaluations, "seed": measured.seed}
+    rows = weight_rows(data, common) + delta_f_rows(data, common) + shape_rows(data, common)
+    wide = reference_of(data, options.reference)
+    if wide is None:
+        print(f"{data.system.name}: no distances, since there are no reference samples")
+        return rows
+    generator = torch.Generator().manual_seed(options.seed)
+    for residue in analysis.residues_of(data.system):
+        angles = [ramachandran(samples.x, residue) for samples in (data.weighted, wide)]
+        rows += distance_rows(named("torus-W2", residue), torus(generator), angles, data, common, options)
+    return rows + distance_rows("energy-W2", energy, [data.weighted.u, wide.u], data, common, options)
+
+
+def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
+    """What says whether the weights can be believed."""
+    beside = ReferenceSet(samples=data.held_out, log_q=data.log_q, estimates=data.system.references)
+    found = diagnose(data.weighted, reference=beside)
+    print(f"{data.system.name}, {common['evaluations']:g} evaluations: {found.verdict}")
+    goal, published, name = GOALS.get(data.system.name, (None, None))[0], PUBLISHED.get(data.system.name), data.system.name
+    estimates = {"forward ESS": found.forward_ess, "log Z": found.log_z, "log Z by BAR": found.log_z_bar}
+    rows = [estimate_row("reverse ESS", found.ess, goal=goal, published=published, **common)]
+    rows += [estimate_row(metric, value, **common) for metric, value in estimates.items() if value is not None]
+    rows += [Row(metric="largest weight", value=found.max_weight, **common), Row(metric="Pareto k", value=found.pareto_k, **common),
+             Row(metric="n_failed", value=found.n_failed, **common),
+             Row(metric="core-minutes per 10,000 samples", value=found.cost.seconds / found.n * 1e4 / 60, goal="<= 20 at 16 evaluations",
+                 published="ECNF 9.4 GPU-hours a million", **common)]
+    if found.overlap_failure:
+        print(f"{name}: no BAR and no forward ESS: {found.overlap_failure}")
+    if found.certificate:
+        rows.append(Row(metric="negative determinants", value=found.certificate.n_negative, goal="0", **common))
+        rows.append(Row(metric="round trips failed", value=found.certificate.n_round_trip_failed, goal="0", **common))
+    return rows
+
+
+def delta_f_rows(data: Data, common: dict[str, Any]) -> list[Row]:
+    """Delta F of every phi by every route, and how far each lies from the reference values."""
+    rows = []
+    for name, found in analysis.delta_f_of(data).items():
+        known = data.system.references.get("delta_f_" + name.replace(" ", "_"))
+        for route, value in found.by_route.items():
+            rows.append(estimate_row(f"Delta F({name}) from {route}", value, goal=DELTA_F_GOAL, **common))
+            if known is not None and route != "reference":
+                rows.append(Row(metric=f"z of Delta F({name}) from {route}", value=value.z(known), goal="|z| < 3", **common))
+        if known is not None:
+            rows.append(estimate_row(f"Delta F({name}), metadynamics", known, **common))
+        for route, reason in found.missing.items():
+            print(f"{data.system.name}: no Delta F({name}) from {route}: {reason}")
+    return rows
+
+
+def shape_rows(data: Data, common: dict[str, Any]) -> list[Row]:
+    """Molecules that are broken or inverted, in numbers and in weight."""
+    found = intactness(data.weighted, data.system.topology, data.system.structure)
+    return [Row(metric="broken, share of samples", value=found.n_broken / found.n, **common),
+            Row(metric="inverted, share of samples", value=found.n_inverted / found.n, **common),
+            estimate_row("broken, share of weight", found.broken, **common),
+            estimate_row("inverted, share of weight", found.inverted, **common)]
+
+
+Metric = Callable[[Tensor, Tensor, Tensor], float]
+
+
+def energy(a: Tensor, b: Tensor, weights: Tensor) -> float:
+    """energy-W2 of weighted energies a from b."""
+    return energy_w2(a, b, weights_a=weights)
+
+
+def torus(generator: torch.Generator) -> Metric:
+    """torus-W2 of as many weighted draws of a as there are in b."""
+    return lambda a, b, weights: torus_w2(systematic_draw(a, weights, len(b), generator=generator), b)
+
+
+def distance_rows(metric: str, distance: Metric, values: list[Tensor], data: Data, common: dict[str, Any],
+                  options: argparse.Namespace) -> list[Row]:
+    """A distance of the weighted samples and of the raw ones from reference samples, and its two floors."""
+    (own, reference), weights, n = values, normalised_weights(data.weighted), min(options.distance_n, len(values[1]))
+    order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(options.seed))
+    goal, published = W2[metric.split(" ")[0]]
+    chosen, drawable = reference[order[:n]], (~data.weighted.failed & torch.isfinite(data.weighted.u)).double()
+    rows = [Row(metric=metric, value=distance(own, chosen, weights), goal=goal, published=published, **common),
+            Row(metric=f"{metric}, raw samples of finite energy", value=distance(own, chosen, drawable), **common)]
+    equal = partial(_unweighted, distance)
+    floors = {"reference against reference": lambda: noise_floor(equal, reference, n, generator=_seeded(options), repeats=FLOOR_REPEATS),
+              "reference with these weights": lambda: weighted_noise_floor(
+                  distance, reference, weights, n, generator=_seeded(options), repeats=FLOOR_REPEATS)}
+    for name, floor in floors.items():
+        try:
+            rows.append(estimate_row(f"{metric}, floor: {name}, {n} samples", floor(), **common))
+        except ValueError as error:
+            print(f"{data.system.name}: no floor of {metric}, {name}: {error}")
+    return rows
+
+
+def _unweighted(distance: Metric, a: Tensor, b: Tensor) -> float:
+    return distance(a, b, torch.ones(len(a), dtype=torch.float64))
+
+
+def _seeded(options: argparse.Namespace) -> torch.Generator:
+    return torch.Generator().manual_seed(options.seed)
+
+
+def named(metric: str, residue: Residue) -> str:
+    return f"{metric} {residue.name}".strip()
+
+
+def reference_of(data: Data, path: Path | None) -> WeightedSamples | None:
+    """Reference samples for distances: from a file, if it is of this system, else those kept with the system."""
+    if path is None:
+        return data.reference
+    samples = store.load_samples(path)
+    samples = samples if isinstance(samples, WeightedSamples) else weigh(samples, data.system.target)
+    if samples.proposal.origin.system != data.system.name:
+        print(f"{path} is of {samples.proposal.origin.system}; {data.system.name} is compared with its shipped reference samples")
+        return data.reference
+    return samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="*")
+    parser.add_argument("--run", type=Path, nargs="*", default=[], help="runs whose stored samples are taken")
+    parser.add_argument("-n", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="midpoint steps, one or several; the generator's own if not given")
+    parser.add_argument("--generator", default=None, help="a generator file instead of the shipped one")
+    parser.add_argument("--recipe", default=None, help="which of the shipped generators")
+    parser.add_argument("--reference", type=Path, default=None, help="equilibrium samples for distances and their floors")
+    parser.add_argument("--held-out", type=int, default=1000, help="shipped reference samples for forward ESS, BAR and MBAR")
+    parser.add_argument("--distance-n", type=int, default=2000, help="reference samples in distances; torus-W2 takes their cube of time")
+    parser.add_argument("--round-trip", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args()
+    for name in options.systems:
+        for steps in options.steps or [None]:
+            publish(rows_of(sampled(name, steps, options), options))
+    for run in options.run:
+        publish(rows_of(stored(run), options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""benchmarks/alanine.py end to end: stored made-up samples with known answers, and samples of a generator that was never trained."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from ala2 import generated, share_of_left_handed, simulated
+from oracles import propose
+
+from bgwork import store
+from bgwork.records import Density
+from bgwork.reweighting import weigh
+from bgwork.system import load_system
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working directory with a system and its reference samples; results go there too."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(load_system("ala2-vacuum").path, tmp_path / "systems" / "ala2-vacuum")
+    system = load_system("ala2-vacuum")
+    store.save_samples(system.path / "reference.npz", simulated(system, 300))
+    monkeypatch.setattr(importlib.import_module("rows"), "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> dict[str, dict]:
+    """The rows that a call of the script leaves, by metric."""
+    monkeypatch.setattr(sys, "argv", ["alanine.py", *map(str, arguments)])
+    importlib.import_module("alanine").main()
+    return {row["metric"]: row for row in json.loads((folder / "results" / "alanine.json").read_text())}
+
+
+def test_stored_samples_of_known_population(folder, monkeypatch, capsys):
+    system = load_system("ala2-vacuum")
+    run, wide = folder / "runs" / "ala2-vacuum" / "made-up", folder / "wide.npz"
+    store.save_samples(run / "samples.npz", generated(system, 400, noise=0.5))
+    store.save_samples(wide, simulated(system, 900, seed=50))
+    rows = measured(monkeypatch, folder, "--run", run, "--reference", wide, "--distance-n", 200)
+    delta, share = rows["Delta F(phi) from weights"], share_of_left_handed()
+    assert abs(delta["value"] - math.log((1 - share) / share)) < 4 * delta["stderr"] < 1
+    assert rows["reverse ESS"]["value"] == pytest.approx(math.exp(-0.25), abs=0.1) and rows["n_failed"]["value"] == 0
+    for metric in ("torus-W2", "energy-W2"):
+        floors = [rows[f"{metric}, floor: reference {kind}, 200 samples"] for kind in ("against reference", "with these weights")]
+        assert all(f["value"] > 0 and f["stderr"] > 0 for f in floors)
+        assert rows[metric]["value"] < floors[1]["value"] + 6 * floors[1]["stderr"]
+        assert rows[metric]["n"] == 400 and rows[metric]["seed"] == 0 and rows[metric]["goal"]
+    assert rows["broken, share of samples"]["value"] == rows["inverted, share of weight"]["value"] == 0
+    said = capsys.readouterr().out
+    assert "no Delta F(phi) from pooled: the generator's density at reference samples is not known" in said
+    assert "alanine.py --run" in rows["torus-W2"]["command"]
+
+
+def test_too_few_reference_samples_leave_out_the_floor_and_say_so(folder, monkeypatch, capsys):
+    store.save_samples(folder / "run" / "samples.npz", generated(load_system("ala2-vacuum"), 400))
+    rows = measured(monkeypatch, folder, "--run", folder / "run", "--distance-n", 200)
+    assert "torus-W2" in rows and not [metric for metric in rows if "floor" in metric]
+    assert "no floor of torus-W2, reference with these weights: a noise floor of 400 weighted against 200" in capsys.readouterr().out
+
+
+def test_distances_see_a_wrong_distribution(folder, monkeypatch):
+    """Samples of one basin alone, with energies 5 kT too high, against the reference: far beyond both floors."""
+    system = load_system("ala2-vacuum")
+    good = generated(system, 400, noise=0.1)
+    x = good.x.clone()
+    x[:] = x[good.u.argmin()]
+    origin = good.proposal.origin
+    wrong = propose(system.prior, 400, seed=0, density=Density.EXACT)
+    wrong = type(wrong)(x=x, log_q=torch.zeros(400, dtype=torch.float64), space=wrong.space, density=wrong.density, origin=origin)
+    store.save_samples(folder / "run" / "samples.npz", weigh(wrong, system.target))
+    store.save_samples(folder / "wide.npz", simulated(system, 900, seed=50))
+    rows = measured(monkeypatch, folder, "--run", folder / "run", "--reference", folder / "wide.npz", "--distance-n", 200)
+    for metric in ("torus-W2", "energy-W2"):
+        floor = rows[f"{metric}, floor: reference with these weights, 200 samples"]
+        assert rows[metric]["value"] > floor["value"] + 6 * floor["stderr"]
+
+
+@pytest.mark.slow
+def test_an_untrained_generator_is_sampled_at_several_numbers_of_steps(folder, monkeypatch):
+    from bgwork.recipes import initial_network, parse_recipe
+
+    system = load_system("ala2-vacuum")
+    text = tomllib.loads((system.path / "recipes" / "fm.toml").read_text())
+    network = initial_network(parse_recipe(text, source="fm.toml"), system, seed=0)
+    meta = {"kind": "generator", "system": system.name, "recipe_name": "fm", "recipe": text, "seed": 0, "prior_std": 0.17, "commit": "",
+            "versions": {}, "progress": {"step": 0}}
+    store.save_checkpoint(folder / "generator.safetensors", dict(network.named_parameters()), meta)
+    options = ("-n", 16, "--steps", 1, 2, "--generator", folder / "generator.safetensors", "--held-out", 8, "--round-trip", 4)
+    measured(monkeypatch, folder, "ala2-vacuum", *options, "--distance-n", 16)
+    rows = json.loads((folder / "results" / "alanine.json").read_text())
+    assert {row["evaluations"] for row in rows} == {2.0, 4.0}
+    assert [row["value"] for row in rows if row["metric"] == "n_failed"] == [0, 0]
