@@ -88,13 +88,13 @@ def from_prior(system: System, options: argparse.Namespace) -> Measured:
                   kernel=Hamiltonian(leapfrog=options.leapfrog, transitions=options.prior_transitions))
     schedule = sampler.tune(generator=generator)
     ended = sampler.run(sampler.start(options.prior_rows, generator=generator), schedule, generator=generator)
-    return resampled(system, f"SMC from the prior, {len(schedule.betas)} temperatures", ended, ended.proposal.cost + schedule.cost)
+    return resampled(system, "SMC from the prior", ended, ended.proposal.cost + schedule.cost)
 
 
 def in_latent_space(system: System, flow: ExecutedMap, options: argparse.Namespace) -> Measured:
     """Annealed importance sampling between the flow and the target, so that rows stay independent and their ESS means what it says."""
     generator = torch.Generator().manual_seed(options.seed + 3)
-    sampler = AnnealedFlow(flow=flow, target=system.differentiable_target, islands=1, resample_below=0.0, keep=0.95, pilot=64)
+    sampler = AnnealedFlow(flow=flow, target=system.differentiable_target, islands=1, resample_below=0.0, keep=0.98, pilot=64)
     weighted = weigh(sampler.sample(options.latent_rows, generator=generator), system.target)
     cost = weighted.proposal.cost
     return Measured(method="flow annealed in latent space", weighted=weighted, cost=cost, independent=True, ess=ess(weighted))

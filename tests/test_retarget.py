@@ -10,7 +10,7 @@ import torch
 from oracles import LINE, GaussianOracle, LineOracle, chains, propose
 
 from bgwork.priors import Gaussian
-from bgwork.records import Density, Estimate
+from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.retarget import predict, predict_temperature, retarget, retarget_temperature
 from bgwork.reweighting import ess, expectation, log_z, weigh
 from bgwork.samplers.smc import SMC
@@ -69,6 +69,20 @@ def test_the_log_normal_prediction_is_exact_for_gaussian_log_weights(old, new):
     assert abs(off) < 4 * math.hypot(found.predicted.log_normal.stderr, math.exp(old**2 - new**2) * found.before.stderr)
     assert abs(found.predicted.loss.z(exactly(new**2 - old**2))) < 4
     assert found.predicted.second_order == pytest.approx(found.before.value / (1 + new**2 - old**2), rel=0.1)
+
+
+def test_error_bar_of_the_prediction_is_that_of_the_jackknife():
+    target = tilted(0.6)
+    proposal = propose(GaussianOracle(space=LINE), 150, seed=3)
+    whole = weigh(proposal, target)
+    change = 0.8 * whole.u
+    left_out = []
+    for k in range(150):
+        rows = torch.arange(150) != k
+        part = WeightedSamples(proposal=replace(proposal, x=proposal.x[rows], log_q=proposal.log_q[rows]), u=whole.u[rows], target="tilted")
+        left_out.append(predict(part, change[rows]).loss.value)
+    jackknife = torch.tensor(left_out).std(correction=0).item() * 149**0.5
+    assert predict(whole, change).loss.stderr == pytest.approx(jackknife, rel=0.05)
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])

@@ -271,4 +271,5 @@ def describe(annealer: Annealer, weighted: WeightedSamples, population: Populati
     tuned = "" if annealer.schedule else f", tuned on {annealer.pilot} rows that were thrown away"
     failed = f"; {weighted.n_failed} of {n} drawn rows failed" if weighted.n_failed else ""
     start = f"; start: {weighted.proposal.note}" if weighted.proposal.note else ""
-    return f"{len(schedule.betas)} temperatures from beta = {schedule.betas[0]:.3g}{tuned}; {rows}{failed}{start}"
+    path = f"{len(schedule.betas)} temperatures from beta = {schedule.betas[0]:.3g}" if len(schedule.betas) > 1 else "beta = 1 alone"
+    return f"{path}{tuned}; {rows}{failed}{start}"
