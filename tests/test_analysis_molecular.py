@@ -1,0 +1,110 @@
+"""The analysis scripts on a peptide: Delta F(phi) by every route, another temperature, a trajectory, broken molecules."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ala2 import generated, share_of_left_handed, simulated
+from test_analysis import run
+
+from bgwork import runs, store
+from bgwork.analysis import Source, at_temperature, delta_f_of, function_of, load, residues_of
+from bgwork.export import export_samples
+from bgwork.provenance import file_fingerprint
+from bgwork.reweighting import weigh
+from bgwork.system import System, load_system
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch) -> System:
+    """Alanine dipeptide with reference samples, in a working directory of its own."""
+    shutil.copytree(load_system("ala2-vacuum").path, tmp_path / "systems" / "ala2-vacuum")
+    monkeypatch.chdir(tmp_path)
+    system = load_system("ala2-vacuum")
+    store.save_samples(system.path / "reference.npz", simulated(system, 300))
+    return system
+
+
+@pytest.fixture
+def folder(system, tmp_path) -> Path:
+    """A run with made-up samples whose log q is that of the reference's energy shifted, so that it is known there too."""
+    samples = generated(system, 300, noise=0.0)
+    samples = replace(samples, proposal=replace(samples.proposal, origin=replace(samples.proposal.origin, config_hash="made-up")))
+    store.save_samples(tmp_path / "run" / runs.SAMPLES_FILE, samples)
+    reference = store.load_samples(system.path / "reference.npz")
+    rows = torch.arange(0, 300, 2)
+    meta = {"fingerprint": "made-up", "reference": file_fingerprint(system.path / "reference.npz"), "system": system.name}
+    log_q = -system.target.u(reference.x[rows]) + 60.0
+    store.save_checkpoint(tmp_path / "run" / runs.HELD_OUT_FILE, {"log_q": log_q, "rows": rows}, meta)
+    return tmp_path / "run"
+
+
+def truth() -> float:
+    return math.log(1 / share_of_left_handed() - 1)
+
+
+def test_delta_f_by_every_route_and_the_profile_of_phi(folder, tmp_path):
+    result = run("free_energy", folder, "--coordinate", "phi", "--bins", 20, "--json", tmp_path / "f.json", "--png", tmp_path / "f.png")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "f.json").read_text())["delta_f"]["phi"]["by_route"]
+    assert sorted(found) == ["local", "pooled", "reference", "weights"]
+    for name in ("weights", "reference", "pooled"):
+        assert abs(found[name]["value"] - truth()) < 4 * found[name]["stderr"] < 1.2, name
+    assert "ln P(elsewhere)" in result.output and "profile along phi" in result.output
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_temperature_moves_samples_and_reference_alike(folder):
+    data = load(Source(path=folder))
+    warm = at_temperature(data, 310.0)
+    factor = 310.0 / 300.0
+    torch.testing.assert_close(warm.weighted.u, data.weighted.u / factor)
+    torch.testing.assert_close(warm.reference.log_w, -data.reference.u / factor + data.reference.u)
+    found = delta_f_of(warm)["phi"]
+    assert sorted(found.by_route) == ["reference", "weights"] and warm.retargeted.measured.value < 1
+    result = run("free_energy", folder, "--temperature", 310)
+    assert result.exit_code == 0 and "after the change of temperature" in " ".join(result.output.split())
+
+
+def test_clusters_have_no_temperature_and_no_torsions(tmp_path, monkeypatch):
+    dw4 = load_system("dw4")
+    assert residues_of(dw4) == () and function_of(dw4, "radius_of_gyration") is not None
+    with pytest.raises(ValueError, match="unknown observable 'phi'"):
+        function_of(dw4, "phi")
+    x = dw4.prior.sample(50, generator=torch.Generator().manual_seed(0))
+    proposal = simulated(load_system("ala2-vacuum"), 4)
+    proposal = replace(proposal, x=x, log_q=-dw4.target.u(x), space=dw4.space, group=None, origin=replace(proposal.origin, system="dw4"))
+    store.save_samples(tmp_path / "dw4.npz", proposal)
+    result = run("free_energy", tmp_path / "dw4.npz", "--temperature", 350)
+    assert result.exit_code == 2 and "dw4 is not a molecule" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("name", ["observables", "free_energy"])
+def test_a_trajectory_is_read_and_judged(name, system, tmp_path):
+    files = export_samples(weigh(simulated(system, 400, seed=7), system.target), system, tmp_path / "md", kind="xtc")
+    result = run(name, files[0], "--system", "ala2-vacuum", "--frame-time", 1.0)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "may be no equilibrium data: virial" in said
+    bare = run(name, files[0])
+    assert bare.exit_code == 2 and "say which --system it is of" in " ".join(bare.output.split())
+    wrong = run(name, files[0], "--system", "dw4", "--frame-time", 1.0)
+    assert wrong.exit_code == 2 and "dw4 is not a molecule" in " ".join(wrong.output.split())
+
+
+def test_averages_come_with_what_became_of_the_molecules(system, tmp_path):
+    samples = generated(system, 100)
+    x = samples.x.clone()
+    x[3, 0] += 0.3
+    x[4] = -x[4]
+    broken = weigh(replace(samples.proposal, x=system.space.project(x)), system.target)
+    store.save_samples(tmp_path / "samples.npz", broken)
+    result = run("observables", tmp_path / "samples.npz", "--observable", "radius_of_gyration")
+    assert result.exit_code == 0, result.output
+    assert "Of 100 samples, 1 have a broken bond and 1 a stereocentre of the wrong hand" in " ".join(result.output.split())
