@@ -102,7 +102,7 @@ for name, found in analysis.delta_f_of(warmer).items():
 
 # %% [markdown]
 # ## In three dimensions
-# A few equilibrium frames, drawn by weight. They turn if py3Dmol is installed (`pip install py3Dmol`); otherwise they go to a PDB file.
+# A few equilibrium frames, drawn by weight: in a notebook with py3Dmol (`pip install py3Dmol`) they move; otherwise they go to a PDB file.
 
 # %%
 frames = resample(weighted, 8, generator=torch.Generator().manual_seed(0))
@@ -111,6 +111,7 @@ for residue in residues:
 text = pdb_text(frames.x, system)
 try:
     import py3Dmol
+    from IPython.display import display
 except ImportError:
     PICTURES.mkdir(parents=True, exist_ok=True)
     (PICTURES / "frames.pdb").write_text(text)
@@ -121,4 +122,4 @@ else:
     view.setStyle({"stick": {}, "sphere": {"scale": 0.25}})
     view.animate({"loop": "forward", "interval": 600})
     view.zoomTo()
-    view.show()
+    display(view)

@@ -82,6 +82,35 @@ def test_every_term_alone(kind):
     assert ours.u(x).std() > 0.1
 
 
+def test_exceptions_in_either_order_and_between_different_atoms():
+    system, force = openmm.System(), openmm.NonbondedForce()
+    for charge, sigma, epsilon in ((0.4, 0.3, 0.5), (-0.7, 0.2, 1.1), (0.3, 0.25, 0.0), (0.2, 0.35, 0.7)):
+        system.addParticle(1.0)
+        force.addParticle(charge, sigma, epsilon)
+    force.addException(2, 0, 0.11, 0.31, 0.2)
+    force.addException(3, 1, 0.0, 0.1, 0.0)
+    system.addForce(force)
+    ours, theirs = twins(system)
+    x = 0.4 * torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(ours.u(x), theirs.u(x), rtol=1e-11, atol=1e-9)
+
+
+def test_born_radii_of_spheres_inside_one_another():
+    """Two small atoms moved through a large one's descreening sphere, from outside to buried near its centre, and a scale above one."""
+    system, force = openmm.System(), openmm.GBSAOBCForce()
+    for charge, radius, scale in ((0.4, 0.5, 0.9), (-0.7, 0.12, 0.8), (0.3, 0.1, 1.2)):
+        system.addParticle(1.0)
+        force.addParticle(charge, radius, scale)
+    system.addForce(force)
+    ours, theirs = twins(system)
+    distance = torch.linspace(0.02, 1.2, 60, dtype=torch.float64)
+    x = torch.zeros(60, 3, 3, dtype=torch.float64)
+    x[:, 1, 0], x[:, 2, 1] = distance, 0.7 * distance
+    (u, grad), (u_openmm, grad_openmm) = ours.u_and_grad(x), theirs.u_and_grad(x)
+    torch.testing.assert_close(u, u_openmm, rtol=1e-10, atol=KJ)
+    torch.testing.assert_close(grad, grad_openmm, rtol=1e-7, atol=1e-4)
+
+
 def test_correction_map_at_every_angle():
     """Two tables of random values, looked up all over the torus, at grid points and where an angle wraps."""
     values = torch.randn(2, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
