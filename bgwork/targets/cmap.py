@@ -34,7 +34,7 @@ class CorrectionMaps:
     def __call__(self, x: Tensor) -> Tensor:
         size = self.corners.shape[1]
         position = [torch.remainder(torsions(x, atoms), 2 * math.pi) * (size / (2 * math.pi)) for atoms in (self.first, self.second)]
-        cell = [p.detach().floor().long().clamp_max(size - 1) for p in position]  # a tiny negative angle rounds up to 2 pi
+        cell = [p.detach().floor().long() for p in position]
         along, across = (_hermite(p - c) for p, c in zip(position, cell, strict=True))
         term = torch.arange(len(self.first))
         energy = 0.0
