@@ -196,6 +196,16 @@ def test_bad_settings_and_hopeless_samples_are_refused(tmp_path):
         def energy(self, x):
             return super().energy(x) * math.nan
 
+    class WrongShape(GaussianOracle):
+        def u_and_grad(self, x):
+            u, gradient = super().u_and_grad(x)
+            return u[:, None], gradient
+
+    for target, complaint in ((WrongShape(space=PLANE), r"'u': \(500, 1\)"), (GaussianOracle(space=MeanFree(n=3, d=2)), "make them equal")):
+        with pytest.raises(ValueError, match=complaint):
+            train(job(tmp_path / "bad", adjoint(), network("adjoint"), target, steps=1), resume=False)
+    with pytest.raises(ValueError, match="lacks u, u_and_grad"):
+        ReplaySource(target=Gaussian(space=PLANE), method=adjoint(), settings=ReplaySettings(), seed=0)
     with pytest.raises(ValueError, match="none of 500"):
         train(job(tmp_path / "run", adjoint(), network("adjoint"), Broken(space=PLANE), steps=1), resume=False)
 

@@ -135,16 +135,29 @@ class ReplaySource:
         return self.buffer.draw(settings.batch, generator=generator)
 
     def _refill(self, model: nn.Module, generator: torch.Generator) -> None:
-        proposal = self.method.sampler(model).sample(self.settings.fresh, generator=generator)
+        sampler = self.method.sampler(model)
+        if sampler.space != self.target.space:
+            raise ValueError(f"the method samples {sampler.space}, {self.target.name} lives on {self.target.space}; make them equal")
+        proposal = sampler.sample(self.settings.fresh, generator=generator)
         rows = self.method.measure(self.target, proposal)
+        check_rows(rows, proposal.x, self.target.name)
         usable = torch.stack([torch.isfinite(value.reshape(len(value), -1)).all(1) for value in rows.values()]).all(0)
         if not usable.any():
-            raise ValueError(f"none of {len(usable)} fresh samples has a finite energy and gradient; start from another spread")
+            raise ValueError(f"none of {len(usable)} fresh samples of {self.target.name} has a finite energy and gradient; check it "
+                             "there, or start from another spread")
         rows = {name: value[usable] for name, value in rows.items()}
         self.buffer.add(rows)
         self.latest["refused"] += int((~usable).sum())
         quantiles = torch.quantile(rows["u"], torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
         self.latest |= dict(zip(("u_05", "u_50", "u_95"), quantiles, strict=True))
+
+
+def check_rows(rows: Mapping[str, Tensor], x: Tensor, name: str) -> None:
+    """Raise ValueError unless the energy gave one number for each configuration, and a gradient of the configurations' shape."""
+    expected = {"u": x.shape[:1], "gradient": x.shape}
+    wrong = {column: tuple(rows[column].shape) for column, shape in expected.items() if column in rows and rows[column].shape != shape}
+    if wrong:
+        raise ValueError(f"{name} returned {wrong} for x of shape {tuple(x.shape)}; u must be [B] and its gradient [B, n, d]")
 
 
 def clip_per_particle(gradient: Tensor, largest: float) -> tuple[Tensor, float]:

@@ -102,6 +102,9 @@ class Metered:
     """
 
     def __init__(self, target: Target) -> None:
+        lacking = [name for name in ("u", "u_and_grad", "space", "name") if not hasattr(target, name)]
+        if lacking:
+            raise ValueError(f"{type(target).__name__} lacks {', '.join(lacking)}; derive it from CountedTarget, which adds the gradient")
         self.target, self.name, self.space = target, target.name, target.space
         self.n_energy = 0
         self.n_gradient = 0

@@ -1,0 +1,126 @@
+"""Recipes of diffusions and of samplers from the energy alone: trained for a few steps, sampled with both weights, bootstrapped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from exact_diffusions import velocity
+from oracles import GaussianOracle
+
+from bgwork import store
+from bgwork.generators import load_trained
+from bgwork.objectives.bootstrap import data_from, resampled
+from bgwork.objectives.diffusion import SCHEDULES, score_of_velocity
+from bgwork.recipes import RecipeError, Request, load_recipe, parse_recipe
+from bgwork.records import Density, Origin, Proposal
+from bgwork.reweighting import log_z, weigh
+from bgwork.spaces import Euclidean
+from bgwork.system import load_system, reference_samples
+from bgwork.training import train
+
+FIELD = {"kind": "mlp", "hidden": 8, "depth": 2}
+LOOP = {"steps": 6, "warmup": 1, "evaluate_every": 6, "evaluate_samples": 200, "checkpoint_every": 3, "log_every": 3}
+REPLAY = {"capacity": 200, "fresh": 100, "every": 2, "batch": 20}
+BROWNIAN = {"std": 3.0, "ratio": 0.1, "clip": 50.0, "curvature": 1.0}
+VALUES = {
+    "adjoint": {"process": BROWNIAN, "replay": REPLAY}, "weighted-adjoint": {"process": BROWNIAN, "replay": REPLAY, "effective": 0.3},
+    "bridge-matching": {"process": BROWNIAN, "replay": REPLAY},
+    "idem": {"process": {"largest": 4.0, "ratio": 0.02, "samples": 16, "clip": 50.0}, "replay": REPLAY},
+    "diffusion": {"schedule": {"kind": "variance-preserving"}}}
+
+
+def recipe_of(objective, **changes):
+    values = {"objective": objective, "field": FIELD, "training": LOOP, "sampler": {"steps": 10}, **VALUES.get(objective, {}), **changes}
+    return parse_recipe(values, source="test")
+
+
+def trained(toy, objective, *, folder="run", **changes):
+    system, recipe = load_system(toy.system), recipe_of(objective, **changes)
+    data = reference_samples(system).x if recipe.needs_data else None
+    (toy.root / folder).mkdir()
+    job = recipe.job(Request(system=system, name=objective, folder=toy.root / folder, seed=0, data=data))
+    train(job, resume=False)
+    return job
+
+
+@pytest.mark.parametrize("objective", VALUES)
+def test_trained_generators_hand_over_both_kinds_of_weights(toy, objective):
+    job = trained(toy, objective)
+    recipe, made = load_trained(job.generator)
+    for weights, density in (("path", Density.PATH), ("density", Density.EXACT)):
+        sampler = recipe.sampler_of(made, replace(recipe.default_choice(), weights=weights))
+        weighted = weigh(sampler.sample(3000, generator=torch.Generator().manual_seed(1)), made.system.target)
+        found = log_z(weighted)
+        assert weighted.proposal.density is density
+        assert weighted.proposal.origin.config_hash and weighted.proposal.origin.seed == 1
+        assert abs(found.value) < 4 * found.stderr and found.stderr < 0.3
+
+
+@pytest.mark.parametrize("objective", ["adjoint", "weighted-adjoint", "idem"])
+def test_headers_tell_what_the_energy_was_asked(toy, objective):
+    progress = store.load_checkpoint(trained(toy, objective).generator)[1]["progress"]
+    asked = {"idem": 6 * 20 * 16}.get(objective, 3 * 100)
+    assert progress["gradient_evaluations"] == asked
+    assert progress["energy_evaluations"] == (300 if objective == "idem" else 0)
+
+
+def test_bridge_matching_is_a_start_for_adjoint_sampling(toy):
+    start = trained(toy, "bridge-matching")
+    (toy.system / "generators").mkdir(exist_ok=True)
+    (toy.system / "generators" / "bridge.safetensors").write_bytes(start.generator.read_bytes())
+    recipe = recipe_of("adjoint", training=LOOP | {"initial": "bridge"})
+    job = recipe.job(Request(system=load_system(toy.system), name="adjoint", folder=toy.root / "next", seed=1))
+    held = store.load_checkpoint(start.generator)[0]
+    assert all(torch.equal(p, held[name]) for name, p in job.model.named_parameters())
+
+
+def test_a_bootstrap_learns_from_the_weighted_samples_of_its_teacher(toy):
+    teacher = trained(toy, "adjoint")
+    settings = {"coupling": {"kind": "independent"}, "sampler": {"integrator": "midpoint", "steps": 4}}
+    for weights in ("path", "density"):
+        job = trained(toy, "bootstrap", folder=weights, **settings,
+                      teacher={"generator": str(teacher.folder), "samples": 500, "weights": weights})
+        header = store.load_checkpoint(job.generator)[1]
+        assert header["teacher"]["energy"] == 500 and 0 < header["teacher"]["ess"] < 1 and header["data"]
+        assert len(job.data.x1) == 500 and header["teacher"]["distinct"] == len(job.data.x1.unique(dim=0))
+    with pytest.raises(RecipeError, match="train it first"):
+        trained(toy, "bootstrap", folder="none", **settings, teacher={"generator": "nobody"})
+
+
+def test_resampled_rows_follow_the_target():
+    space = Euclidean(n=1, d=2)
+    target, n = GaussianOracle(space=space, std=1.0), 40_000
+    wide = GaussianOracle(space=space, std=1.5)
+    x = wide.sample(n, generator=torch.Generator().manual_seed(0))
+    proposal = Proposal(x=x, log_q=wide.log_prob(x), space=space, density=Density.EXACT, origin=Origin(method="wide", system="oracle"))
+    made = resampled(weigh(proposal, target), n, generator=torch.Generator().manual_seed(1))
+    square = made.x.square().sum((1, 2))
+    assert abs(made.ess.value - target.ess_from(1.5)) < 4 * made.ess.stderr
+    assert abs(square.mean() - 2) < 4 * square.std() / (made.ess.value * n / 2) ** 0.5
+    assert made.distinct < n
+
+    class Wide:
+        space = target.space
+
+        def sample(self, count, *, generator):
+            return proposal
+
+    assert data_from(Wide(), target, n, generator=torch.Generator()).cost.energy == n
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_score_and_velocity_say_the_same(kind):
+    path, t = SCHEDULES[kind], torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
+    x = torch.randn(7, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = velocity(path, prior_std=1.5, target_std=0.7)(t)[:, None, None] * x
+    a, b, _, _ = path.coefficients(t)
+    exact = -1 / ((0.7 * a) ** 2 + (1.5 * b) ** 2)
+    assert torch.allclose(score_of_velocity(path, t, x, v, prior_std=1.5), exact[:, None, None] * x)
+
+
+def test_the_shipped_recipes_of_energy_methods_need_no_data():
+    shipped = {"dw4": ("adjoint", "weighted-adjoint", "idem", "bootstrap"), "lj55": ("adjoint",), "manywell32": ("adjoint",)}
+    for name, recipes in shipped.items():
+        system = load_system(name)
+        assert not any(load_recipe(system, recipe).needs_data for recipe in recipes)
+    assert load_recipe(load_system("dw4"), "diffusion").needs_data
