@@ -97,7 +97,7 @@ def test_workers_change_no_bit():
     alone, together = lj_target(5), lj_target(5, workers=2)
     for a, b in zip((alone.u(x), *alone.u_and_grad(x)), (together.u(x), *together.u_and_grad(x)), strict=True):
         assert torch.equal(a.view(torch.int64), b.view(torch.int64))
-    assert len(together._processes) == 2
+    assert len(together.pool.processes) == 2
     assert (alone.n_energy, alone.n_gradient, alone.n_nan) == (together.n_energy, together.n_gradient, together.n_nan)
     together.close()
 
@@ -105,13 +105,13 @@ def test_workers_change_no_bit():
 def test_small_batches_start_no_worker():
     target = lj_target(5, workers=4)
     target.u(clusters(5, ROWS_PER_WORKER))
-    assert not target._processes
+    assert not target.pool.processes
 
 
 def test_workers_end_with_their_target():
     target = lj_target(5, workers=2)
     target.u(clusters(5, 2 * ROWS_PER_WORKER))
-    processes = list(target._processes)
+    processes = list(target.pool.processes)
     assert all(process.poll() is None for process in processes)
     del target
     gc.collect()
@@ -121,8 +121,8 @@ def test_workers_end_with_their_target():
 def test_dead_worker_is_reported_and_replaced():
     target, x = lj_target(5, workers=2), clusters(5, 2 * ROWS_PER_WORKER)
     u = target.u(x)
-    target._processes[1].kill()
-    target._processes[1].wait()
+    target.pool.processes[1].kill()
+    target.pool.processes[1].wait()
     with pytest.raises(OpenMMError, match="worker ended .*workers=1"):
         target.u(x)
     assert torch.equal(target.u(x), u)
@@ -137,7 +137,7 @@ from bgwork.spaces import MeanFree
 from bgwork.targets.openmm import OpenMMTarget, lennard_jones_system
 print("started")
 target = OpenMMTarget(lennard_jones_system(3), space=MeanFree(n=3, d=3), kT=1.0, workers=2)
-print(len(target.u(torch.randn(1000, 3, 3))), len(target._processes))
+print(len(target.u(torch.randn(1000, 3, 3))), len(target.pool.processes))
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["started", "1000", "2"], done.stderr

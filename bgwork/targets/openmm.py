@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import weakref
-from pathlib import Path
-
 import numpy as np
 import openmm
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bgwork.spaces import Space
-from bgwork.targets import openmm_worker
+from bgwork.targets import worker
 from bgwork.targets.counting import CountedTarget
+from bgwork.targets.outside import OutsideEnergy
+from bgwork.targets.workers import WorkerEnded, Workers
 
 ROWS_PER_WORKER = 500  # below this a worker costs more time to start than it saves
 
@@ -62,8 +58,8 @@ class OpenMMTarget(CountedTarget):
             raise OpenMMError(f"{name}: kT, nm and workers must be positive, got {kT}, {nm}, {workers}")
         self.kT, self.nm, self.workers = kT, nm, workers
         self.xml = openmm.XmlSerializer.serialize(system)
-        self._context: openmm.Context | None = None
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._engine: worker.Engine | None = None
+        self.pool = Workers({"engine": "openmm", "xml": self.xml}, space.n)
 
     def system(self) -> openmm.System:
         """A copy of the System, to run dynamics on or to add forces to."""
@@ -71,7 +67,7 @@ class OpenMMTarget(CountedTarget):
 
     def _energy(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            return _Energy.apply(x, self)
+            return OutsideEnergy.apply(x, self)
         return self._evaluate(x, forces=False)[0]
 
     def _energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,74 +82,22 @@ class OpenMMTarget(CountedTarget):
         return u.to(x.device), (torch.from_numpy(gradients) * (-self.nm / self.kT)).to(x.device)
 
     def _here(self, positions: np.ndarray, forces: bool) -> tuple[np.ndarray, np.ndarray]:
-        if self._context is None:
-            self._context = openmm_worker.make_context(self.xml)
-        return openmm_worker.evaluate(self._context, positions, forces=forces)
+        if self._engine is None:
+            self._engine = worker.openmm_engine({"xml": self.xml})
+        return worker.evaluate(self._engine, positions, forces=forces)
 
     def _in_workers(self, positions: np.ndarray, share: int, forces: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Contiguous parts of the batch, one a worker, put together in order."""
-        while len(self._processes) < share:
-            self._processes.append(_start_worker(self, self.xml))
-        parts = np.array_split(positions, share)
         try:
-            for process, part in zip(self._processes, parts, strict=False):
-                process.stdin.write(openmm_worker.REQUEST.pack(len(part), forces) + part.tobytes())
-                process.stdin.flush()
-            answers = [_read_answer(process, part, forces) for process, part in zip(self._processes, parts, strict=False)]
-        except (OSError, EOFError) as error:
-            self.close()
+            return self.pool.evaluate(positions, share=share, forces=forces)
+        except WorkerEnded as error:
             raise OpenMMError(f"{self.name}: an OpenMM worker ended ({error}); its message is on stderr. workers=1 runs without") from error
-        return np.concatenate([a[0] for a in answers]), np.concatenate([a[1] for a in answers])
 
     def close(self) -> None:
         """End the worker processes; the next large batch starts new ones."""
-        while self._processes:
-            _stop_worker(self._processes.pop())
+        self.pool.close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_context": None, "_processes": []}
-
-
-class _Energy(torch.autograd.Function):
-    """u(x) with forces from OpenMM as its gradient."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, target: OpenMMTarget) -> Tensor:
-        u, grad = target._evaluate(x, forces=True)
-        ctx.save_for_backward(torch.where(torch.isfinite(u)[:, None, None], grad, torch.nan))
-        return u
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
-        (grad,) = ctx.saved_tensors
-        return upstream[:, None, None] * grad, None
-
-
-def _start_worker(owner: OpenMMTarget, xml: str) -> subprocess.Popen[bytes]:
-    """A worker that ends with its owner; -P keeps this folder, whose openmm.py is not OpenMM, off its path."""
-    command = [sys.executable, "-P", str(Path(openmm_worker.__file__))]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    weakref.finalize(owner, _stop_worker, process)
-    data = xml.encode()
-    process.stdin.write(openmm_worker.REQUEST.pack(len(data), owner.space.n) + data)
-    return process
-
-
-def _stop_worker(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    try:
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # closing flushes; nobody is left to read it
-
-
-def _read_answer(process: subprocess.Popen[bytes], part: np.ndarray, forces: bool) -> tuple[np.ndarray, np.ndarray]:
-    energies = np.frombuffer(bytearray(openmm_worker.read_exactly(process.stdout, 8 * len(part))))
-    gradients = np.frombuffer(bytearray(openmm_worker.read_exactly(process.stdout, 8 * part.size * forces)))
-    return energies, gradients.reshape(-1, *part.shape[1:])
+        return {**self.__dict__, "_engine": None}
 
 
 def lennard_jones_system(n: int, *, depth: float = 2.0, r_min: float = 1.0, trap: float = 1.0) -> openmm.System:
