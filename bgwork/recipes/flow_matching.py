@@ -10,7 +10,7 @@ from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection, GridSection
 from bgwork.samplers.flow import Flow
-from bgwork.samplers.integrators import TABLEAUS, Grid
+from bgwork.samplers.integrators import TABLEAUS
 from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
 from bgwork.training import TrainingJob
 
@@ -42,15 +42,15 @@ class FlowMatchingRecipe(Recipe):
         return Choice(integrator=self.sampler.integrator, steps=self.sampler.steps, weights="density")
 
     def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
-        return flow_of(trained, choice)
+        return flow_of(trained, choice, self.sampler)
 
 
-def flow_of(trained: Trained, choice: Choice) -> Flow | ContinuousFlow | AdaptiveFlow:
+def flow_of(trained: Trained, choice: Choice, grids: GridSection) -> Flow | ContinuousFlow | AdaptiveFlow:
     """The flow along a trained velocity. Without held-out configurations, own samples make the certificate's round trip."""
     parts = {"prior": trained.prior, "field": trained.network, "origin": trained.origin, "on_batch": choice.on_batch}
     if choice.integrator == "dopri5":
         return AdaptiveFlow(**parts)
-    grid = Grid(integrator=choice.integrator, steps=choice.steps)
+    grid = grids.build(integrator=choice.integrator, steps=choice.steps)
     if choice.weights == "continuous":
         return ContinuousFlow(**parts, grid=grid)
     return Flow(**parts, grid=grid, round_trip=trained.round_trip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import nn
 
 from bgwork import store
@@ -13,7 +14,7 @@ from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta
 from bgwork.recipes.sections import GridSection, LoopSection, Share
 from bgwork.samplers.flow import Flow
-from bgwork.samplers.integrators import LearnedGrid
+from bgwork.samplers.integrators import Grid, LearnedGrid
 from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
 
@@ -21,7 +22,7 @@ ROWS = 16  # configurations whose Jacobians are differentiated at once (`execute
 
 
 class PolishSection(Section):
-    """[polish]: what is minimised, as in `PolishSettings`; and `step_sizes`: uniform, or learned with the field."""
+    """[polish]: what is minimised, as in `PolishSettings`; and `step_sizes`: as [sampler] has them, or learned with the field."""
 
     batch: Count = 32
     share: Share = 1.0
@@ -29,7 +30,7 @@ class PolishSection(Section):
     own: Literal["reverse", "forward", "chi-square"] = "forward"
     margin: Positive = 0.05
     fold_weight: Positive = 10.0
-    step_sizes: Literal["uniform", "learned", "symmetric"] = "uniform"
+    step_sizes: Literal["fixed", "learned", "symmetric"] = "fixed"
 
     def settings(self) -> PolishSettings:
         return PolishSettings(**self.model_dump(exclude={"step_sizes"}))
@@ -54,10 +55,20 @@ class PolishRecipe(Recipe):
         return self.polish.share > 0
 
     def network(self, system: System) -> nn.Module:
-        uniform = self.polish.step_sizes == "uniform"
-        grid = self.sampler.build() if uniform else LearnedGrid(
-            integrator=self.sampler.integrator, steps=self.sampler.steps, symmetric=self.polish.step_sizes == "symmetric")
-        return CoarseFlow(self.field.build(system), grid)
+        return CoarseFlow(self.field.build(system), self.grid())
+
+    def grid(self) -> Grid | LearnedGrid:
+        """That of [sampler], or one that starts there and is learned."""
+        start, kind = self.sampler.build(), self.polish.step_sizes
+        if kind == "fixed":
+            return start
+        if kind == "symmetric" and self.sampler.power != 1:
+            raise RecipeError(f"a grid that reads the same in reverse time starts uniform; set sampler.power = 1, not {self.sampler.power}")
+        learned = LearnedGrid(integrator=start.integrator, steps=start.steps, symmetric=kind == "symmetric")
+        if kind == "learned":
+            with torch.no_grad():
+                learned.logits.copy_(torch.tensor([h for _, h in start.intervals]).log())
+        return learned
 
     def job(self, request: Request) -> TrainingJob:
         system, settings = request.system, self.polish.settings()
