@@ -13,7 +13,7 @@ from bgwork.error_bars import delta_stderr
 from bgwork.free_energy import forward_ess, free_energy_difference, local_difference, log_z_bar, pooled_difference
 from bgwork.multistate import mbar
 from bgwork.profiles import free_energy_profile, free_energy_surface
-from bgwork.records import Density, Estimate, Proposal
+from bgwork.records import Density, Estimate, Proposal, WeightedSamples
 from bgwork.reweighting import ess, log_z, weigh
 from bgwork.spaces import Euclidean, MeanFree
 
@@ -343,3 +343,30 @@ def test_bands_know_the_chains_of_the_data():
         assert profile.stderr[k].item() == pytest.approx(delta_stderr(p * (member - mass), markov.proposal.group) / mass)
     alone = weigh(chains(GaussianOracle(), 1, 50, memory=0.9, seed=0), GaussianOracle())
     assert free_energy_profile(alone, lambda x: x[:, 0, 0], edges).stderr.isnan().all()
+
+
+def without(samples: WeightedSamples, row: int) -> WeightedSamples:
+    keep = torch.arange(len(samples)) != row
+    proposal = replace(samples.proposal, x=samples.x[keep], log_q=samples.proposal.log_q[keep])
+    return replace(samples, proposal=proposal, u=samples.u[keep])
+
+
+def test_pooled_error_bar_against_the_jackknife():
+    """Leaving out one sample at a time, of the generator and of the reference; the basins differ in how often the generator goes there."""
+    target, q = double_well(), GaussianOracle(space=LINE, std=1.3)
+    own, reference, log_q = pooled(target, q, 60, md(target, 40, seed=1), seed=0)
+
+    def inner(x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0, 0].abs() < 1.9
+
+    def outer(x: torch.Tensor) -> torch.Tensor:
+        return ~inner(x)
+
+    variance = 0.0
+    for drop, size in ((True, 60), (False, 40)):
+        values = []
+        for row in range(size):
+            sets = (without(own, row), reference, log_q) if drop else (own, without(reference, row), log_q[torch.arange(40) != row])
+            values.append(pooled_difference(*sets, inner, outer).value)
+        variance += (size - 1) ** 2 / size * torch.tensor(values).var().item()
+    assert pooled_difference(own, reference, log_q, inner, outer).stderr == pytest.approx(math.sqrt(variance), rel=0.05)

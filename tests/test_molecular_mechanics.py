@@ -170,6 +170,14 @@ def test_the_batch_does_not_matter():
     torch.testing.assert_close(target.u(x), alone, rtol=1e-13, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", MOLECULES)
+def test_parameters_follow_the_configurations_to_another_device(name):
+    """On the meta device, which has shapes and no numbers: a tensor left behind is an error there."""
+    molecule = peptide(**MOLECULES[name])
+    u = twins(molecule.system)[0]._energy(molecule.perturbed(3).to("meta"))
+    assert u.device.type == "meta" and u.shape == (3,)
+
+
 @pytest.mark.parametrize("options", [{"solvent": "obc2"}, {"forcefield": FF19SB}], ids=["obc2", "correction map"])
 def test_differentiable_twice(options):
     """The second derivative along a direction against central differences of the gradient, which OpenMM confirms."""

@@ -36,7 +36,7 @@ class CorrectionMaps:
         position = [torch.remainder(torsions(x, atoms), 2 * math.pi) * (size / (2 * math.pi)) for atoms in (self.first, self.second)]
         cell = [p.detach().floor().long() for p in position]
         along, across = (_hermite(p - c) for p, c in zip(position, cell, strict=True))
-        term = torch.arange(len(self.first))
+        term = torch.arange(len(self.first), device=x.device)
         energy = 0.0
         for right in (0, 1):
             for up in (0, 1):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 
 import openmm
+import torch
 from torch import Tensor
 
 from bgwork.spaces import Space
@@ -68,14 +70,20 @@ class MolecularMechanics(CountedTarget):
         if not (kT > 0 and nm > 0):
             raise ValueError(f"{name}: kT and nm must be positive, got {kT} and {nm}")
         self.kT, self.nm = kT, nm
-        self.terms = read_terms(system, name=name)
+        self._terms = {torch.device("cpu"): read_terms(system, name=name)}
 
     def _energy(self, x: Tensor) -> Tensor:
         positions = x * self.nm
         u = positions.new_zeros(len(x))
-        for term in self.terms:
+        for term in self._terms_on(x.device):
             u = u + term(positions)
         return u / self.kT
+
+    def _terms_on(self, device: torch.device) -> tuple[Term, ...]:
+        """The terms with their parameters on a device, moved there once."""
+        if device not in self._terms:
+            self._terms[device] = tuple(_moved(term, device) for term in self._terms[torch.device("cpu")])
+        return self._terms[device]
 
 
 def read_terms(system: openmm.System, *, name: str) -> tuple[Term, ...]:
@@ -91,6 +99,11 @@ def read_terms(system: openmm.System, *, name: str) -> tuple[Term, ...]:
         raise UnsupportedForce(f"{name}: the System has virtual sites, whose positions are not free; use a force field without them")
     terms = [_read(force, name) for force in system.getForces()]
     return tuple(term for term in terms if term is not None)
+
+
+def _moved(term: Term, device: torch.device) -> Term:
+    tensors = {f.name: getattr(term, f.name) for f in fields(term) if isinstance(getattr(term, f.name), Tensor)}
+    return replace(term, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def _read(force: openmm.Force, name: str) -> Term | None:
