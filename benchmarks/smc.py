@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
     parser.add_argument("--generator", default=None, help="a generator file instead of the shipped one")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--islands", type=int, default=50)
+    parser.add_argument("--islands", type=int, default=100)
     parser.add_argument("--leapfrog", type=int, default=5)
     parser.add_argument("--transitions", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--prior-rows", type=int, default=4000, help="of SMC from the prior; 0 leaves it out")
