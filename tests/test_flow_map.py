@@ -9,7 +9,7 @@ from flow_maps import NETS, Breathing, Steady, random_average
 from oracles import GaussianOracle
 from simple_fields import folding, randomise, squashing
 
-from bgwork.fields.two_times import AverageVelocity, start_from
+from bgwork.fields.two_times import AverageVelocity, of_two_times, start_from
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin
 from bgwork.samplers.flow import Flow
@@ -72,6 +72,19 @@ def test_a_student_starts_as_its_teacher(name):
     torch.testing.assert_close(U.instantaneous(t, x), teacher(t, x), rtol=0, atol=1e-12)
     for mine, theirs in zip(U.instantaneous.value_and_divergence(t, x), teacher.value_and_divergence(t, x), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+@every_net
+def test_a_field_of_two_times_is_of_the_same_kind_and_size(name):
+    single = NETS[name](1)
+    wide, built, x = of_two_times(single), NETS[name](2), points(name).float()
+    shapes = {key: value.shape for key, value in built.named_parameters()}
+    assert {key: value.shape for key, value in wide.named_parameters()} == shapes
+    randomise(wide).float()
+    assert (wide(torch.tensor([0.3, 0.1]), x) - wide(torch.tensor([0.3, 0.6]), x)).abs().max() > 1e-4
+    assert single(torch.tensor(0.3), x).abs().max() == 0  # the original is as it was
+    with pytest.raises(ValueError, match="Linear cannot be made to take two times"):
+        of_two_times(torch.nn.Linear(2, 2))
 
 
 def test_a_student_of_another_kind_or_size_is_refused():

@@ -6,11 +6,16 @@ field of two times, whose Jacobian it passes on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from bgwork.fields.egnn import EGNN
+from bgwork.fields.mlp import MLP
+from bgwork.fields.multihop import TIME_WIDTH, MultiHop
+from bgwork.fields.radial import TimeFeatures
 from bgwork.protocols import Field
 
 
@@ -83,6 +88,25 @@ class Instantaneous:
     def value_and_jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """v [B, n, d] and its Jacobian [B, nd, nd]."""
         return self.average.value_and_jacobian(t, t, x)
+
+
+def of_two_times(field: nn.Module) -> nn.Module:
+    """A copy of a field of one time that takes two, with fresh weights in the layer that sees them.
+
+    Raises:
+        ValueError: for a kind of field whose time layer is not known here.
+    """
+    wide = copy.deepcopy(field)
+    if isinstance(wide, MultiHop):
+        wide.config, wide.time = replace(wide.config, times=2), TimeFeatures(TIME_WIDTH, 2)
+    elif isinstance(wide, MLP):
+        per_time = wide.first.in_features - wide.n * wide.d
+        wide.times, wide.first = 2, nn.Linear(wide.n * wide.d + 2 * per_time, wide.first.out_features)
+    elif isinstance(wide, EGNN):
+        wide.node_in = nn.Linear(2, wide.node_in.out_features)
+    else:
+        raise ValueError(f"a {type(field).__name__} cannot be made to take two times; use a multihop, mlp or egnn field")
+    return wide
 
 
 def start_from(average: AverageVelocity, teacher: Field) -> None:

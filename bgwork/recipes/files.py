@@ -15,10 +15,12 @@ from bgwork.recipes.adjoint import AdjointRecipe, BridgeMatchingRecipe, Weighted
 from bgwork.recipes.base import Recipe, RecipeError
 from bgwork.recipes.bootstrap import BootstrapRecipe
 from bgwork.recipes.diffusion import DiffusionRecipe
+from bgwork.recipes.distill import DistillRecipe
 from bgwork.recipes.flow_matching import FlowMatchingRecipe
 from bgwork.recipes.flow_sampling import FlowSamplingRecipe
 from bgwork.recipes.idem import IDEMRecipe
 from bgwork.recipes.polish import PolishRecipe
+from bgwork.recipes.polish_map import MapPolishRecipe
 from bgwork.recipes.sections import FIELDS
 from bgwork.system import System
 
@@ -26,7 +28,7 @@ OBJECTIVES: dict[str, type[Recipe]] = {
     "flow-matching": FlowMatchingRecipe, "polish": PolishRecipe, "diffusion": DiffusionRecipe, "idem": IDEMRecipe,
     "adjoint": AdjointRecipe, "weighted-adjoint": WeightedAdjointRecipe, "bridge-matching": BridgeMatchingRecipe,
     "bootstrap": BootstrapRecipe,
-    "flow-sampling": FlowSamplingRecipe}
+    "flow-sampling": FlowSamplingRecipe, "distill": DistillRecipe, "polish-map": MapPolishRecipe}
 
 
 def list_recipes(system: System) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bgwork.fields.two_times import AverageVelocity
 from bgwork.protocols import Field
@@ -37,6 +37,30 @@ class FlowMapStep:
     def backward(self, x: Tensor) -> Tensor:
         """X_{s->t}(x)."""
         return self.average.move(self.s, self.t, x)
+
+
+def flow_map_steps(average: AverageVelocity, times: tuple[float, ...]) -> tuple[FlowMapStep, ...]:
+    """X between neighbouring times, in order."""
+    return tuple(FlowMapStep(average=average, t=t, s=s) for t, s in itertools.pairwise(times))
+
+
+class FewSteps(nn.Module):
+    """A flow map with the times it is executed at: what is trained for one number of steps alone.
+
+    Args:
+        average: U(t, s, x).
+        times: K + 1 increasing times from 0 to 1.
+    """
+
+    def __init__(self, average: AverageVelocity, times: tuple[float, ...]) -> None:
+        super().__init__()
+        check_times(times)
+        self.average, self.times = average, times
+
+    @property
+    def steps(self) -> tuple[FlowMapStep, ...]:
+        """The executed map's steps, differentiable in the parameters."""
+        return flow_map_steps(self.average, self.times)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +93,7 @@ class FlowMapSampler(ExecutedMap):
 
     @property
     def steps(self) -> tuple[FlowMapStep, ...]:
-        return tuple(FlowMapStep(average=self.average, t=t, s=s) for t, s in itertools.pairwise(self.times))
+        return flow_map_steps(self.average, self.times)
 
     @property
     def velocity(self) -> Field:

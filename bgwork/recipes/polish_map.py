@@ -1,0 +1,90 @@
+"""objective = "polish-map": a distilled flow map at a fixed number of steps, tuned for the exact density of the map that it executes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from bgwork import store
+from bgwork.fields.two_times import AverageVelocity, of_two_times
+from bgwork.objectives.polish import PolishLoss, PolishSettings, PolishSource
+from bgwork.protocols import Sampler
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta
+from bgwork.recipes.sections import LoopSection, Share
+from bgwork.samplers.flow_map import FewSteps, FlowMapSampler, even_times
+from bgwork.system import Count, Positive, Section, System
+from bgwork.training import TrainingJob
+
+
+class MapPolishSection(Section):
+    """[polish]: what is minimised, as in `PolishSettings`."""
+
+    batch: Count = 32
+    share: Share = 1.0
+    data: Literal["path", "likelihood"] = "path"
+    own: Literal["reverse", "forward", "chi-square"] = "forward"
+    margin: Positive = 0.05
+    fold_weight: Positive = 10.0
+
+
+class MapPolishTrainingSection(LoopSection):
+    """[training]: the loop's settings and the system's generator to start from, distilled with the same [field] or itself polished."""
+
+    initial: str
+
+
+class StepsSection(Section):
+    """[sampler]: the number of equal steps that is tuned."""
+
+    steps: Count
+
+
+class MapPolishRecipe(Recipe):
+    """Polish of a distilled generator."""
+
+    integrators: ClassVar[tuple[str, ...]] = ("flow-map",)
+
+    objective: Literal["polish-map"]
+    training: MapPolishTrainingSection
+    polish: MapPolishSection = MapPolishSection()
+    sampler: StepsSection
+
+    @property
+    def needs_data(self) -> bool:
+        return self.polish.share > 0
+
+    def network(self, system: System) -> nn.Module:
+        return FewSteps(AverageVelocity(of_two_times(self.field.build(system))), even_times(self.sampler.steps))
+
+    def job(self, request: Request) -> TrainingJob:
+        system, settings = request.system, PolishSettings(**self.polish.model_dump())
+        network = self.fresh_network(request)
+        start_map_from(network.average, system, self.training.initial)
+        source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data)
+        return TrainingJob(
+            model=network, loss=PolishLoss(settings), data=source, config=self.training.config(), folder=request.folder,
+            meta=job_meta(self, request), evaluate=ess_of(self, system, n=self.training.evaluate_samples), on_log=request.on_log)
+
+    def default_choice(self) -> Choice:
+        return Choice(integrator="flow-map", steps=self.sampler.steps, weights="density")
+
+    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+        if choice.steps != self.sampler.steps:
+            raise RecipeError(f"this generator was polished for {self.sampler.steps} steps, not for {choice.steps}; leave out --steps")
+        few = trained.network
+        return FlowMapSampler(prior=trained.prior, average=few.average, times=few.times, origin=trained.origin,
+                              round_trip=trained.round_trip, on_batch=choice.on_batch)
+
+
+def start_map_from(average: AverageVelocity, system: System, name: str) -> None:
+    """Take the weights of one of the system's generators, distilled or polished.
+
+    Raises:
+        RecipeError: if they do not fit.
+    """
+    path = system.path / "generators" / f"{name}.safetensors"
+    weights = {key.removeprefix("average."): value for key, value in store.load_checkpoint(path)[0].items()}
+    if weights.keys() != dict(average.named_parameters()).keys():
+        raise RecipeError(f"{path} has other weights than the recipe's field; polish a flow map distilled with the same [field]")
+    average.load_state_dict(weights, strict=False)
