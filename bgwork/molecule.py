@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import openmm
 import torch
@@ -22,6 +23,7 @@ from bgwork.targets.energies import Count, Positive, Section
 from bgwork.targets.force_fields import ForceFieldError, molecule_system, positions_nm, read_pdb
 from bgwork.targets.molecular_mechanics import MolecularMechanics
 from bgwork.targets.openmm import OpenMMTarget
+from bgwork.targets.xtb import XtbTarget, default_cache
 from bgwork.topology import Stereocentre, Topology, backbone_torsions, molecules, same_chirality, stereocentres
 
 Observable = Callable[[Tensor], Tensor]
@@ -60,6 +62,48 @@ class ForceFieldSection(Section):
 
     def openmm(self, space: Space, name: str) -> Target:
         return OpenMMTarget(self.system(), space=space, kT=units.kT(self.temperature), name=name)
+
+
+class TightBindingSection(Section):
+    """[energy] with form = "tight-binding": GFN2-xTB through tblite.
+
+    Attributes:
+        topology: PDB file with every atom and its bonds, relative to the system's folder.
+        method: "GFN2-xTB", "GFN1-xTB" or "IPEA1-xTB".
+        charge: total charge in units of e.
+        offset: E_0 in kJ/mol; u = (E - E_0) / RT.
+        temperature: in K.
+    """
+
+    form: Literal["tight-binding"]
+    topology: str
+    method: Literal["GFN2-xTB", "GFN1-xTB", "IPEA1-xTB"]
+    charge: int = 0
+    offset: float = 0.0
+    temperature: Positive
+
+    def within(self, folder: Path) -> TightBindingSection:
+        """The same with the PDB file's path from the system's folder."""
+        return self.model_copy(update={"topology": str(folder / self.topology)})
+
+    def pdb(self) -> app.PDBFile:
+        return read_pdb(Path(self.topology))
+
+    def tblite(self, space: Space, name: str) -> Target:
+        return XtbTarget(
+            read_topology(self)[0].elements, space=space, kT=units.kT(self.temperature), offset=self.offset, charge=self.charge,
+            method=self.method, workers=os.cpu_count() or 1, cache=default_cache(name), name=name)
+
+
+class GivenSection(Section):
+    """[reference] with sampler = "given": data are not made here, but brought from elsewhere, so that by default none are asked for."""
+
+    sampler: Literal["given"]
+    chains: ClassVar[int] = 0
+    draws: ClassVar[int] = 0
+
+
+MolecularSection = ForceFieldSection | TightBindingSection
 
 
 class MetadynamicsSection(Section):
@@ -101,7 +145,7 @@ class MetadynamicsSection(Section):
     ladders: Annotated[int, Field(ge=4)] = 6
 
 
-def read_topology(section: ForceFieldSection) -> tuple[Topology, Tensor]:
+def read_topology(section: MolecularSection) -> tuple[Topology, Tensor]:
     """Atoms and bonds of the section's PDB file, and its structure [n, 3] in nm."""
     pdb = section.pdb()
     return topology_of(pdb.topology, Path(section.topology)), torch.tensor(positions_nm(pdb), dtype=torch.float64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bgwork import reference_md, store
-from bgwork.molecule import MetadynamicsSection
+from bgwork.molecule import GivenSection, MetadynamicsSection
 from bgwork.provenance import commit, versions
 from bgwork.records import Cost, Density, Origin, Proposal, with_edit
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, measure, virial_check
@@ -40,6 +40,8 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
     Raises:
         ReferenceError: if n is too small for chains that can be compared.
     """
+    if isinstance(system.reference, GivenSection):
+        raise ReferenceError(f"{system.name} has no sampler of its own; bring a trajectory with `bgwork reference {system.name} --from`")
     check_count(n)
     if isinstance(system.reference, MetadynamicsSection):
         return reference_md.generate(system, n, seed=seed, progress=progress)

@@ -6,127 +6,28 @@ Search order of a name: the folder the caller gives, ./systems, the systems ship
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 import bgwork
 from bgwork import store
-from bgwork.molecule import ForceFieldSection, MetadynamicsSection, molecular_observables, read_topology
+from bgwork.molecule import GivenSection, MetadynamicsSection, MolecularSection, molecular_observables, read_topology
 from bgwork.observables import OBSERVABLES
 from bgwork.priors import Gaussian
 from bgwork.protocols import Prior, Target
 from bgwork.records import Estimate, Proposal
 from bgwork.spaces import Space
+from bgwork.system_file import ReferenceSection, SystemError, SystemFile, read_system_file
 from bgwork.targets.chamber import Chamber
-from bgwork.targets.energies import ENERGIES, Count, EnergySection, Positive, Section
+from bgwork.targets.energies import Count, Positive, Section
 from bgwork.topology import Topology, handed_groups, stereocentres
 
+__all__ = ["Count", "Positive", "Section", "System", "SystemError", "list_systems", "load_system", "reference_samples"]
+
 PACKAGE = Path(bgwork.__file__).parent
-
-
-class SystemError(ValueError):
-    """An unknown system or a system.toml that cannot be used, with the allowed names."""
-
-
-class SpaceSection(Section):
-    """[space]: the space and its size."""
-
-    kind: Literal["mean-free", "euclidean"]
-    n: Count
-    d: Count
-
-    def build(self) -> Space:
-        return store.SPACES[self.kind](n=self.n, d=self.d)
-
-
-class EnginesSection(Section):
-    """[engines]: what computes the energies for weights, and their differentiable twin."""
-
-    target: Literal["torch", "openmm"]
-    differentiable_target: Literal["torch"]
-
-
-class PriorSection(Section):
-    """[prior]: isotropic Gaussian; std per degree of freedom, in the length unit."""
-
-    std: Positive
-
-
-class ReferenceSection(Section):
-    """[reference] by Markov chains: how equilibrium data are made (`bgwork.reference`).
-
-    Attributes:
-        sampler: "hmc", "parallel-tempering", or "exact" where the target can be drawn from directly.
-        chains: at most so many independent chains.
-        draws: configurations kept of each chain; a smaller request uses fewer chains, not shorter ones.
-        starts: at least two kinds of first configurations (`bgwork.samplers.starts`), shared equally among the chains.
-        spacing: of the lattice that starts are made from, in the length unit.
-        burn_in, thin, leapfrog, step, betas: as in `bgwork.samplers.mcmc`.
-    """
-
-    sampler: Literal["hmc", "parallel-tempering", "exact"]
-    chains: Annotated[int, Field(ge=4)]
-    draws: Annotated[int, Field(ge=4)]
-    starts: list[Literal["lattice", "quenched", "icosahedral"]] = []
-    spacing: Positive = 1.0
-    burn_in: Annotated[int, Field(ge=0)] = 500
-    thin: Count = 10
-    leapfrog: Count = 10
-    step: Positive = 0.05
-    betas: list[Positive] = [1.0]
-
-    @model_validator(mode="after")
-    def _starts(self) -> ReferenceSection:
-        if self.sampler != "exact" and len(set(self.starts)) < 2:
-            raise ValueError("Markov chains need at least two different `starts`, whose agreement is checked")
-        return self
-
-
-class SystemFile(Section):
-    """system.toml as a whole."""
-
-    name: str
-    description: str
-    source: str
-    length_unit: str
-    energy_unit: Literal["kT"]
-    observables: list[str]
-    basins: str | None = None
-    recipe: str = "eqot-fm"
-    generator: str = "eqot-fm"
-    space: SpaceSection
-    energy: EnergySection | ForceFieldSection = Field(discriminator="form")
-    engines: EnginesSection
-    prior: PriorSection
-    reference: ReferenceSection | MetadynamicsSection = Field(discriminator="sampler")
-
-    @model_validator(mode="after")
-    def _fits(self) -> SystemFile:
-        molecular = isinstance(self.energy, ForceFieldSection)
-        if self.engines.target == "openmm" and not hasattr(self.energy, "openmm"):
-            raise ValueError(f"an energy of form {self.energy.form!r} has no OpenMM engine; set engines.target to \"torch\"")
-        if isinstance(self.reference, MetadynamicsSection) != molecular:
-            raise ValueError(f"an energy of form {self.energy.form!r} does not go with reference.sampler = {self.reference.sampler!r}")
-        if molecular:
-            return self._fits_molecule()
-        built = self.energy.torch(self.space.build(), self.name).space
-        if built != self.space.build():
-            raise ValueError(f"an energy of form {self.energy.form!r} lives on {built}, not on {self.space.build()}")
-        return self
-
-    def _fits_molecule(self) -> SystemFile:
-        if (self.space.kind, self.space.d, self.length_unit) != ("mean-free", 3, "nm"):
-            raise ValueError("molecules live on mean-free space in three dimensions and are measured in nm")
-        if self.reference.temperatures[0] != self.energy.temperature:
-            raise ValueError(f"reference.temperatures start at {self.reference.temperatures[0]} K, "
-                             f"but energy.temperature is {self.energy.temperature} K; make them equal")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +70,7 @@ class System:
     energy: str
     description: str
     source: str
-    reference: ReferenceSection | MetadynamicsSection
+    reference: ReferenceSection | MetadynamicsSection | GivenSection
     topology: Topology | None = None
     structure: Tensor | None = None
     default_recipe: str = "eqot-fm"
@@ -186,17 +87,17 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
         SystemError: if there is no such system (the known ones are named) or its system.toml has a missing, mistyped or unknown field.
     """
     path = _find(name_or_path, folder)
-    file = _read(path / "system.toml")
+    file = read_system_file(path / "system.toml")
     if file.name != path.resolve().name:
         raise SystemError(f"{path / 'system.toml'}: name = {file.name!r}, but its folder is {path.resolve().name!r}; make them equal")
     space, energy, topology, structure = file.space.build(), file.energy, None, None
-    if isinstance(energy, ForceFieldSection):
+    if isinstance(energy, MolecularSection):
         energy = energy.within(path)
         topology, positions = read_topology(energy)
         structure = space.project(positions[None])[0]
     functions = OBSERVABLES | (molecular_observables(topology, structure) if topology else {})
     _check_observables(file, functions, path / "system.toml")
-    target, twin = getattr(energy, file.engines.target)(space, file.name), energy.torch(space, file.name)
+    target, twin = (getattr(energy, engine)(space, file.name) for engine in (file.engines.target, file.engines.differentiable_target))
     if topology:
         centres = stereocentres(topology, structure) + handed_groups(topology, structure)
         target, twin = Chamber(target, centres), Chamber(twin, centres)
@@ -254,37 +155,6 @@ def _find(name_or_path: str | Path, folder: Path | None) -> Path:
     hint = f", did you mean {close[0]}?" if close else ""
     known_text = ", ".join(known) or "none"
     raise SystemError(f"unknown system {str(given)!r}{hint}; known systems: {known_text}; the path of a system's folder works too")
-
-
-def _read(path: Path) -> SystemFile:
-    try:
-        with path.open("rb") as stream:
-            values = tomllib.load(stream)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SystemError(f"{path} is not readable TOML: {error}") from error
-    try:
-        return SystemFile.model_validate(values)
-    except ValidationError as error:
-        raise SystemError(f"{path}:\n" + "\n".join(f"  {_explain(e)}" for e in error.errors())) from error
-
-
-def _explain(error: dict[str, Any]) -> str:
-    """One line on one validation error: where, what is wrong, what is allowed."""
-    where = [str(part) for part in error["loc"]]
-    if error["type"] != "extra_forbidden":
-        got = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f", got {error['input']!r}"
-        return f"{'.'.join(where) or 'the file'}: {error['msg']}{got}"
-    return f"{'.'.join(where)}: unknown key; allowed here: {', '.join(_allowed(where[:-1]))}"
-
-
-def _allowed(table: list[str]) -> list[str]:
-    """Field names of a table of system.toml; [energy] and [reference] have those of their form and sampler."""
-    if not table:
-        return list(SystemFile.model_fields)
-    forms = ENERGIES | {"force-field": ForceFieldSection, "metadynamics": MetadynamicsSection}
-    if table[0] in ("energy", "reference"):
-        return list(forms.get(table[1], ReferenceSection).model_fields)
-    return list(SystemFile.model_fields[table[0]].annotation.model_fields)
 
 
 def _read_references(path: Path) -> dict[str, Estimate]:

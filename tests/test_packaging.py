@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from rattler import MatchSpec
 
 ROOT = Path(__file__).parent.parent
-CONDA_NAME = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAME = {"torch": "pytorch", "matplotlib": "matplotlib-base", "tblite": "tblite-python"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONDA = [spec for spec in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(spec, str)]
 TOP_LEVEL = {"pyproject.toml", "README.md", "environment.yml", "bgwork", "systems", "analysis", "tests", "benchmarks", "Makefile",

@@ -156,7 +156,12 @@ def test_thinning_keeps_whole_draws(run):
         thinned(run, 39)
 
 
-@pytest.mark.parametrize("name", list_systems())
+def test_a_system_whose_data_are_brought_makes_none():
+    with pytest.raises(ReferenceError, match="ala2-xtb has no sampler of its own; bring a trajectory"):
+        generate(load_system("ala2-xtb"), 100, seed=0)
+
+
+@pytest.mark.parametrize("name", [name for name in list_systems() if (load_system(name).path / "reference.npz").exists()])
 def test_shipped_values_agree_with_shipped_samples(name):
     system = load_system(name)
     proposal = reference_samples(system)

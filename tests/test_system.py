@@ -132,3 +132,79 @@ def test_damaged_reference_values(copy, text):
     (folder / "reference.json").write_text(text)
     with pytest.raises(SystemError, match="does not hold estimates"):
         load_system(folder)
+
+
+MOLECULE = """
+name = "mine"
+description = "a molecule"
+source = "none"
+length_unit = "nm"
+energy_unit = "kT"
+observables = ["u", "phi_positive"]
+basins = "phi_basin"
+space = {kind = "mean-free", n = 22, d = 3}
+energy = {form = "force-field", topology = "topology.pdb", forcefield = ["amber14/protein.ff14SB.xml"], solvent = "vacuum", temperature = 300.0}
+engines = {target = "openmm", differentiable_target = "torch"}
+prior = {std = 0.2}
+reference = {sampler = "metadynamics"}
+"""
+
+
+@pytest.fixture
+def molecule(tmp_path):
+    """A folder with alanine dipeptide, whose system.toml can be edited by replacing text."""
+    (tmp_path / "mine").mkdir()
+    shutil.copy(load_system("ala2-vacuum").path / "topology.pdb", tmp_path / "mine")
+
+    def edit(old="", new=""):
+        assert old in MOLECULE
+        (tmp_path / "mine" / "system.toml").write_text(MOLECULE.replace(old, new, 1))
+        return tmp_path / "mine"
+
+    return edit
+
+
+def test_molecules_know_their_atoms(molecule):
+    system = load_system(molecule())
+    assert system.topology.elements.count("H") == 12 and system.structure.shape == (22, 3)
+    assert system.structure.mean(0).abs().max() < 1e-12
+    assert set(system.observables) - {"u"} <= set(system.functions) and system.basins in system.functions
+    x = system.structure[None]
+    assert system.functions["phi_positive"](x).item() == 0.0
+    assert abs(system.target.u(x) - system.differentiable_target.u(x)).item() < 1e-6
+    assert system.target.inner is not system.differentiable_target.inner
+
+
+def test_clusters_have_no_topology():
+    system = load_system("dw4")
+    assert system.topology is None and system.structure is None and "phi_positive" not in system.functions
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("n = 22", "n = 21", "22 particles in 3 dimensions"),
+    ('"phi_positive"', '"phi_2_positive"', "unknown observables phi_2_positive; known are u, .*phi_positive"),
+    ('"nm"', '"A"', "measured in nm"),
+    ('sampler = "metadynamics"', 'sampler = "exact"', "does not go with reference.sampler = 'exact'"),
+    ('sampler = "metadynamics"', 'sampler = "metadynamics", rungs = 3', r"rungs: unknown key; allowed here: sampler, chains, .*temperatures"),
+    ("temperature = 300.0", "temperature = 310.0", "temperatures start at 300.0 K, but energy.temperature is 310.0 K"),
+    ('target = "openmm", d', 'target = "tblite", d', 'has no tblite engine; set engines.target to "torch" or "openmm"'),
+    ('"topology.pdb"', '"other.pdb"', "no PDB file .*other.pdb"),
+    ('solvent = "vacuum"', 'solvent = "water"', "'vacuum' or 'obc2'.*got 'water'"),
+    ("amber14/protein.ff14SB.xml", "mine.xml", "mine.xml cannot be loaded"),
+])
+def test_mistakes_in_a_molecule(molecule, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        load_system(molecule(old, new))
+
+
+def test_tight_binding_takes_no_force_field_engine(molecule):
+    path = molecule('"force-field", topology = "topology.pdb", forcefield = ["amber14/protein.ff14SB.xml"], solvent = "vacuum"',
+                    '"tight-binding", topology = "topology.pdb", method = "GFN2-xTB"')
+    with pytest.raises(SystemError, match='has no OpenMM engine; set engines.target to "tblite"'):
+        load_system(path)
+    text = (path / "system.toml").read_text().replace('"openmm"', '"tblite"').replace('= "torch"', '= "tblite"')
+    (path / "system.toml").write_text(text)
+    with pytest.raises(SystemError, match='choose "given" and bring a trajectory'):
+        load_system(path)
+    (path / "system.toml").write_text(text.replace("metadynamics", "given"))
+    assert load_system(path).energy == "tight-binding"

@@ -151,7 +151,7 @@ def test_cache_that_is_something_else(tmp_path):
 def test_without_tblite(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(XtbError, match=r"pip install 'bgwork\[xtb\]'"):
-        target()
+        target().u(water())
 
 
 def test_a_cache_may_be_read_while_another_process_writes(tmp_path):

@@ -57,7 +57,8 @@ class XtbTarget(CountedTarget):
         n_cached: configurations so far whose energy was found in the cache.
 
     Raises:
-        XtbError: if tblite is not installed, an element or method is unknown, the space does not fit, or the cache cannot be used.
+        XtbError: if an element or method is unknown, the space does not fit, or the cache cannot be used; where an energy has to be
+            calculated, if tblite is not installed.
     """
 
     batch = 1_000_000  # workers take one configuration at a time anyway
@@ -71,8 +72,6 @@ class XtbTarget(CountedTarget):
                            f"{len(elements)} atoms in 3 dimensions for {space}")
         if not (kT > 0 and workers >= 1):
             raise XtbError(f"{name}: kT and workers must be positive, got {kT} and {workers}")
-        if importlib.util.find_spec("tblite") is None:
-            raise XtbError(f"{name}: tblite is not installed; `pip install 'bgwork[xtb]'`")
         self.kT, self.offset, self.workers = kT, offset, workers
         numbers = [ATOMIC_NUMBERS[element] for element in elements]
         self.pool = Workers({"engine": "tblite", "method": method, "numbers": numbers, "charge": charge, "bohr": units.BOHR,
@@ -103,6 +102,8 @@ class XtbTarget(CountedTarget):
         return energies, forces
 
     def _calculate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if importlib.util.find_spec("tblite") is None:
+            raise XtbError(f"{self.name}: tblite is not installed; `pip install 'bgwork[xtb]'`")
         try:
             return self.pool.evaluate(positions, share=max(1, min(self.workers, len(positions))), forces=True)
         except WorkerEnded as error:
