@@ -52,6 +52,8 @@ def truth() -> float:
 def test_delta_f_by_every_route_and_the_profile_of_phi(folder, tmp_path):
     result = run("free_energy", folder, "--coordinate", "phi", "--bins", 20, "--json", tmp_path / "f.json", "--png", tmp_path / "f.png")
     assert result.exit_code == 0, result.output
+    data = load(Source(path=folder))
+    torch.testing.assert_close(data.held_out.u + data.log_q, torch.full((150,), 60.0, dtype=torch.float64))
     found = json.loads((tmp_path / "f.json").read_text())["delta_f"]["phi"]["by_route"]
     assert sorted(found) == ["local", "pooled", "reference", "weights"]
     for name in ("weights", "reference", "pooled"):

