@@ -234,9 +234,13 @@ def test_path_weights_give_the_known_log_z_at_any_number_of_steps(target, steps)
 
 @pytest.mark.parametrize("gamma", [1.0, 4.0])
 def test_steps_that_wind_around_the_sphere_are_weighed_with_all_their_images(gamma):
-    """With steps as long as the sphere is wide, log Z and an average come out only if every image is counted."""
-    target = TARGETS["vMF on S2"]
-    kernels = GeodesicKernels(space=target.space, drifts=lambda t, x: (0 * x, 0 * x), grid=walk_grid(gamma, stops(2)))
+    """With steps as long as the sphere is wide, log Z and an average come out only if every image is counted.
+
+    Forward and backward drift must differ, or the images of both kernels cancel.
+    """
+    target, pole = TARGETS["vMF on S2"], torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    space, grid = target.space, walk_grid(gamma, stops(2))
+    kernels = GeodesicKernels(space=space, drifts=lambda t, x: (space.tangent(x, pole.expand_as(x)), 0 * x), grid=grid)
     weighted = weigh(PathSampler(start=prior_of(target.space), kernels=kernels, origin=ORIGIN).sample(20_000, generator=seed()), target)
     exact, estimate = target.sample(20_000, generator=seed(1))[:, 0, 0], log_z(weighted)
     moment = expectation(weighted, lambda x: x[:, 0, 0])
