@@ -211,7 +211,8 @@ def average_velocity_loss(teacher: Field | None = None, *, power: float = 0.0) -
     """|U - sg[v + (s - t) dU/dt]|^2, dU/dt by one forward-mode product with the tangent (1, 0, v) of (t, s, x).
 
     Without a teacher v is the interpolant's velocity, whose mean given x_t is the flow's: the target is linear in v, so the minimum is
-    the same (with power = 0).
+    the same (with power = 0). A fresh network can run away from it, since its own slopes are in the target: start from a teacher, or
+    take `path_loss` or `consistency_loss`.
 
     Args:
         teacher: v(t, x); None takes the batch's velocity.
