@@ -17,6 +17,7 @@
 
 # %%
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -109,17 +110,16 @@ frames = resample(weighted, 8, generator=torch.Generator().manual_seed(0))
 for residue in residues:
     print("basins:", ", ".join(BASINS[k] for k in basin(frames.x, residue=residue)))
 text = pdb_text(frames.x, system)
-try:
+if find_spec("py3Dmol") and find_spec("IPython"):
     import py3Dmol
-    from IPython.display import display
-except ImportError:
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    (PICTURES / "frames.pdb").write_text(text)
-    print(f"frames: {PICTURES / 'frames.pdb'}")
-else:
+
     view = py3Dmol.view(width=480, height=360)
     view.addModelsAsFrames(text, "pdb")
     view.setStyle({"stick": {}, "sphere": {"scale": 0.25}})
     view.animate({"loop": "forward", "interval": 600})
     view.zoomTo()
-    display(view)
+    view.show()
+else:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    (PICTURES / "frames.pdb").write_text(text)
+    print(f"frames: {PICTURES / 'frames.pdb'}")
