@@ -251,7 +251,7 @@ def quality(model):
     return ess(weigh(proposal, TARGET)), flow.log_prob(equilibrium(700)[500:]).mean().item()
 
 
-@pytest.mark.parametrize("options", [{"share": 1.0}, {"share": 0.5, "own": "chi-square"}])
+@pytest.mark.parametrize("options", [{"share": 1.0}, pytest.param({"share": 0.5, "own": "chi-square"}, marks=pytest.mark.slow)])
 def test_polish_raises_the_ess_and_lowers_the_forward_divergence(tmp_path, options):
     job = polished(tmp_path / "run", steps=60, **options)
     before, likelihood_before = quality(job.model)
