@@ -106,6 +106,14 @@ def test_bias_of_two_torsions_keeps_their_order():
     torch.testing.assert_close(v, 3 * (1 - phi.cos()) * (1 + 0.5 * phi.sin()), rtol=0.02, atol=0.02)
 
 
+def test_hills_of_two_torsions_lie_where_the_angles_were():
+    settings = WellTempered(torsions=(ATOMS, (1, 2, 3, 0)), steps=20_000, every=100)
+    run = build_bias(chain_target(), chain_start(), settings, dynamics=FAST, generator=generator(6))
+    table = run.bias.table
+    first, second = ((run.angles + PI) / (2 * PI) * (len(table) - 1)).round().long().unbind(1)
+    assert table[first, second].mean() > 1.5 * table[second, first].mean()
+
+
 def test_capping_leaves_deep_basins_alone(filled):
     table, capped = filled.bias.table, filled.bias.capped(4.0).table
     assert capped.max().item() == pytest.approx(table.max().item() - 4.0)
