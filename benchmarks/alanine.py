@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from bgwork.analysis import Data, Source
 from bgwork.conformation import Residue, intactness, ramachandran
 from bgwork.generators import load_generator
 from bgwork.metrics import energy_w2, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
-from bgwork.records import WeightedSamples
+from bgwork.records import Certificate, Density, Proposal, WeightedSamples
 from bgwork.report import weighed_reference
 from bgwork.reweighting import normalised_weights, weigh
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose
@@ -40,44 +40,32 @@ W2 = {"energy-W2": ("<= .9", "ECNF++ .914, FALCON .225"), "torus-W2": ("<= .19",
 FLOOR_REPEATS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Samples with all that is known beside them.
-
-    Attributes:
-        data: the samples, the reference, and the generator's density at some of it.
-        evaluations: network forward passes per sample.
-        seed: of the samples.
-    """
-
-    data: Data
-    evaluations: float
-    seed: int | None
-
-
-def sampled(name: str, steps: int | None, options: argparse.Namespace) -> Measured:
-    """Sample anew and weigh."""
+def sampled(name: str, steps: int | None, options: argparse.Namespace) -> list[Row]:
+    """Sample anew, weigh, measure; of samples whose certificate failed only what failed, unless they are accepted by name."""
     system, flow = load_system(name), load_generator(options.generator or name, recipe=options.recipe)
     known = held_out(system, options.held_out)
     flow = replace(flow, batch=options.batch, round_trip=known.x[: options.round_trip])
     flow = replace(flow, grid=Grid(integrator="midpoint", steps=steps)) if steps else flow
-    weighted = weigh(flow.sample(options.n, generator=torch.Generator().manual_seed(options.seed)), system.target)
+    proposal = flow.sample(options.n, generator=torch.Generator().manual_seed(options.seed))
+    accept = [Density(kind) for kind in options.accept]
+    if not proposal.density.trusted and proposal.density not in accept:
+        print(f"{name}: samples are {proposal.density.value}: {proposal.note}; try more --steps, or --accept {proposal.density.value}")
+        return certificate_rows(proposal.certificate, common_of(proposal, name, options.seed))
+    weighted = weigh(proposal, system.target, accept=accept)
     data = Data(system=system, weighted=weighted, reference=weighed_reference(system), held_out=known, log_q=flow.log_prob(known.x))
-    return Measured(data=data, evaluations=weighted.proposal.cost.network / options.n, seed=options.seed)
+    return rows_of(data, options)
 
 
-def stored(run: Path) -> Measured:
-    """The samples of a run."""
-    data = analysis.load(Source(path=run))
-    proposal = data.weighted.proposal
-    return Measured(data=data, evaluations=proposal.cost.network / len(proposal), seed=proposal.origin.seed)
+def common_of(proposal: Proposal, name: str, seed: int | None) -> dict[str, Any]:
+    """What every row of one set of samples says; evaluations are network forward passes per sample."""
+    return {"system": name, "method": f"{proposal.origin.method}, {proposal.density.value}", "n": len(proposal),
+            "evaluations": proposal.cost.network / len(proposal), "seed": seed}
 
 
-def rows_of(measured: Measured, options: argparse.Namespace) -> list[Row]:
+def rows_of(data: Data, options: argparse.Namespace) -> list[Row]:
     """Every figure of one set of samples."""
-    data, proposal = measured.data, measured.data.weighted.proposal
-    common = {"system": data.system.name, "method": f"{proposal.origin.method}, {proposal.density.value}", "n": len(proposal),
-              "evaluations": measured.evaluations, "seed": measured.seed}
+    proposal = data.weighted.proposal
+    common = common_of(proposal, data.system.name, options.seed if proposal.origin.seed is None else proposal.origin.seed)
     rows = weight_rows(data, common) + delta_f_rows(data, common) + shape_rows(data, common)
     wide = reference_of(data, options.reference)
     if wide is None:
@@ -105,10 +93,13 @@ def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
                  published="ECNF 9.4 GPU-hours a million", **common)]
     if found.overlap_failure:
         print(f"{name}: no BAR and no forward ESS: {found.overlap_failure}")
-    if found.certificate:
-        rows.append(Row(metric="negative determinants", value=found.certificate.n_negative, goal="0", **common))
-        rows.append(Row(metric="round trips failed", value=found.certificate.n_round_trip_failed, goal="0", **common))
-    return rows
+    return rows + (certificate_rows(found.certificate, common) if found.certificate else [])
+
+
+def certificate_rows(certificate: Certificate, common: dict[str, Any]) -> list[Row]:
+    """What was checked about the executed map."""
+    return [Row(metric="negative determinants", value=certificate.n_negative, goal="0", **common),
+            Row(metric="round trips failed", value=certificate.n_round_trip_failed, goal="0", **common)]
 
 
 def delta_f_rows(data: Data, common: dict[str, Any]) -> list[Row]:
@@ -203,6 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="midpoint steps, one or several; the generator's own if not given")
     parser.add_argument("--generator", default=None, help="a generator file instead of the shipped one")
     parser.add_argument("--recipe", default=None, help="which of the shipped generators")
+    parser.add_argument("--accept", nargs="*", default=[], choices=["uncertified"], help="densities to weigh although improper; then named")
     parser.add_argument("--reference", type=Path, default=None, help="equilibrium samples for distances and their floors")
     parser.add_argument("--held-out", type=int, default=1000, help="shipped reference samples for forward ESS, BAR and MBAR")
     parser.add_argument("--distance-n", type=int, default=2000, help="reference samples in distances; torus-W2 takes their cube of time")
@@ -211,9 +203,9 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.systems:
         for steps in options.steps or [None]:
-            publish(rows_of(sampled(name, steps, options), options))
+            publish(sampled(name, steps, options))
     for run in options.run:
-        publish(rows_of(stored(run), options))
+        publish(rows_of(analysis.load(Source(path=run)), options))
 
 
 if __name__ == "__main__":

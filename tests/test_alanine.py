@@ -8,6 +8,7 @@ import math
 import shutil
 import sys
 import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from ala2 import generated, share_of_left_handed, simulated
 from oracles import propose
 
 from bgwork import store
-from bgwork.records import Density
+from bgwork.records import Certificate, Cost, Density, Proposal
 from bgwork.reweighting import weigh
-from bgwork.system import load_system
+from bgwork.system import System, load_system
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -84,6 +85,35 @@ def test_distances_see_a_wrong_distribution(folder, monkeypatch):
     for metric in ("torus-W2", "energy-W2"):
         floor = rows[f"{metric}, floor: reference with these weights, 200 samples"]
         assert rows[metric]["value"] > floor["value"] + 6 * floor["stderr"]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Stands in for a flow whose certificate failed; its settings are fields, as a flow's are."""
+
+    system: System
+    batch: int = 0
+    round_trip: torch.Tensor | None = None
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
+        good = generated(self.system, n).proposal
+        certificate = Certificate(n=n, n_negative=3)
+        return replace(good, density=Density.UNCERTIFIED, cost=Cost(network=8 * n), certificate=certificate, note="folds")
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        return -self.system.target.u(x) + 60.0
+
+
+def test_uncertified_samples_are_refused_with_what_failed_or_named(folder, monkeypatch, capsys):
+    system = load_system("ala2-vacuum")
+    monkeypatch.setattr(importlib.import_module("alanine"), "load_generator", lambda *_, **__: Folded(system))
+    arguments = ("ala2-vacuum", "-n", 40, "--held-out", 20, "--distance-n", 30)
+    rows = measured(monkeypatch, folder, *arguments)
+    assert rows["negative determinants"]["value"] == 3 and "reverse ESS" not in rows
+    assert rows["negative determinants"]["evaluations"] == 8.0
+    assert "samples are uncertified: folds; try more --steps, or --accept uncertified" in capsys.readouterr().out
+    rows = measured(monkeypatch, folder, *arguments, "--accept", "uncertified")
+    assert rows["reverse ESS"]["method"].endswith("uncertified") and "Delta F(phi) from pooled" in rows
 
 
 @pytest.mark.slow
