@@ -28,6 +28,7 @@ PROFILE_BINS = 36
 CEILING = 10.0  # kT, the top of the colour scale; nothing is known of bins without samples, which stay blank
 COLOURS = {"reweighted": WEIGHTED, "generated, raw": RAW, "reference": REFERENCE}
 TICKS = (-180, -90, 0, 90, 180)
+HIGHEST = 20.0  # kT that a profile shows: above it a bin holds samples that weigh nothing
 
 
 def circle(bins: int) -> Tensor:
@@ -74,6 +75,12 @@ def ramachandran_maps(maps: Mapping[str, Surface], *, name: str = "") -> Figure:
     return figure
 
 
+def points_above(profile: Profile, height: float) -> int:
+    """Number of bins whose free energy, from the minimum, is finite and above a height in kT."""
+    value = profile.value - profile.value.min()
+    return int(((value > height) & (value < math.inf)).sum())
+
+
 def torsion_profile(curves: Mapping[str, Profile], *, name: str = "") -> Figure:
     """F(phi) with bands of one and two standard errors, each curve's minimum at zero; the basin of Delta F(phi) is shaded."""
     with mpl.rc_context(STYLE):
@@ -89,8 +96,11 @@ def torsion_profile(curves: Mapping[str, Profile], *, name: str = "") -> Figure:
                 axes.fill_between(centre, value - width * stderr, value + width * stderr, color=colour, alpha=0.18, lw=0)
             axes.plot(centre, value, ".-", ms=4, lw=1.2, color=colour, label=label)
             top = max(top, np.nanmax(value))
-        axes.set(xlabel=r"$\phi$  [degrees]", ylabel="F / kT", xticks=TICKS, xlim=(-180, 180), ylim=(-0.5, 1.1 * top + 0.5))
-        axes.set_title(name or "Free energy along phi")
+        above = sum(points_above(profile, HIGHEST) for profile in curves.values())
+        axes.set(xlabel=r"$\phi$  [degrees]", ylabel="F / kT", xticks=TICKS, xlim=(-180, 180))
+        axes.set_ylim(-0.5, min(1.1 * top, HIGHEST) + 0.5)
+        left_out = f", {above} points above {HIGHEST:g} kT not shown" if above else ""
+        axes.set_title((name or "Free energy along phi") + left_out, fontsize=10)
         axes.set_title("bands: one and two standard errors", fontsize=8, loc="right", color="#777777")
         figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     return figure
