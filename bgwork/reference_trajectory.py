@@ -1,7 +1,8 @@
 """Reference data from a trajectory of the user's own: taken over only if it is equilibrium dynamics of the very system.
 
-Whether it is shows in the virial: <x . grad u> equals the dimension of the space at the system's temperature and force field, and nowhere
-else; constraints, another temperature, another force field and a bias all change it.
+Whether it is shows by integration by parts, <v . grad u> = <div v> for every vector field v: with v = x this is the virial, and with v the
+stretching of bonds it says at which temperature they vibrate under the system's own forces. Constraints, another temperature, another
+force field and too long a time step all change it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from bgwork.molecule import molecular_observables
 from bgwork.multistate import quiet
 from bgwork.provenance import commit, file_fingerprint, versions
 from bgwork.records import Density, Origin, Proposal, WeightedSamples
-from bgwork.reference_checks import Z_LIMIT, Check, ReferenceRun, agreement, virial_check
+from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceRun, agreement, virial_check
 from bgwork.reference_md import estimate
-from bgwork.reweighting import weigh
+from bgwork.reweighting import average, weigh
 from bgwork.system import System
 from bgwork.trajectories import TrajectoryError, check_structure, read_trajectory
 
 BLOCKS = 20  # at most, for error bars
 CORRELATION_TIMES = 5  # that a block is long at least
 FEWEST_BLOCKS = 4
+BOND_TOLERANCE = 0.05  # relative deviation of the bonds' temperature
 KELVIN = 0.5  # that temperatures may differ by and still be called equal
 
 
@@ -98,15 +100,38 @@ def slowest_correlation(system: System, x: Tensor) -> tuple[float, str]:
 
 
 def check(system: System, weighted: WeightedSamples) -> list[Check]:
-    """The virial, the agreement of both halves on every observable, and no frame of the other handedness."""
+    """The virial, the bonds' temperature, the agreement of both halves on every observable, and no frame of the other handedness."""
     estimates = estimate(system, weighted)
     first = weighted.proposal.group < (weighted.proposal.group.max() + 1) // 2
     halves = [estimate(system, _rows(weighted, rows)) for rows in (first, ~first)]
     outside = torch.isinf(weighted.u).double()
-    checks = [virial_check(estimates["virial"], system.space.dim)]
+    forced, expected = (average(weighted, values).value for values in bond_work(system, weighted.x))
+    checks = [virial_check(estimates["virial"], system.space.dim),
+              Check(name="temperature of the bonds, relative deviation", value=abs(forced / expected - 1), limit=BOND_TOLERANCE,
+                    text=f"{forced / expected:.3f} of the system's; constraints, time step, force field or temperature differ")]
     checks += [agreement(f"both halves agree on {name}", [half[name] for half in halves], limit=Z_LIMIT)
                for name in estimates if all(name in half for half in halves)]
     return [*checks, Check(name="share of frames with inverted centres", value=outside.mean().item(), limit=1.0 / len(weighted))]
+
+
+def bond_work(system: System, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides of <v . grad u> = <div v>, where v moves one atom of every bond along it by how much it is stretched.
+
+        sum_b (r_b - rest_b) e_b . grad_j u,   sum_b 1 + 2 (r_b - rest_b) / r_b
+
+    Args:
+        system: with bonds, rest lengths from its structure, and the energy.
+        x: [N, n, 3].
+    Returns:
+        Two of [N]; their averages are equal in equilibrium, and their ratio is the bonds' temperature over the system's.
+    """
+    i, j = torch.tensor(system.topology.bonds).T
+    rest = (system.structure[j] - system.structure[i]).norm(dim=1)
+    grad = torch.cat([system.target.u_and_grad(part)[1] for part in x.split(BATCH)])
+    bond = x[:, j] - x[:, i]
+    length = bond.norm(dim=2)
+    forced = ((length - rest) / length * (bond * grad[:, j]).sum(2)).sum(1)
+    return forced, (1.0 + 2.0 * (length - rest) / length).sum(1)
 
 
 def _rows(weighted: WeightedSamples, rows: Tensor) -> WeightedSamples:

@@ -188,7 +188,7 @@ def test_clusters_have_no_topology():
     ("n = 22", "n = 21", "22 particles in 3 dimensions"),
     ('"phi_positive"', '"phi_2_positive"', "unknown observables phi_2_positive; known are u, .*phi_positive"),
     ('"nm"', '"A"', "measured in nm"),
-    ('sampler = "metadynamics"', 'sampler = "exact"', "does not go with reference.sampler = 'exact'"),
+    ('sampler = "metadynamics"', 'sampler = "exact", chains = 4, draws = 4', "does not go with reference.sampler = 'exact'"),
     ('sampler = "metadynamics"', 'sampler = "metadynamics", rungs = 3', "rungs: unknown key; allowed here: sampler, .*temperatures"),
     ("temperature = 300.0", "temperature = 310.0", "temperatures start at 300.0 K, but energy.temperature is 310.0 K"),
     ('target = "openmm", d', 'target = "tblite", d', 'has no tblite engine; set engines.target to "torch" or "openmm"'),
