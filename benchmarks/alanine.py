@@ -19,20 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ess import GOALS, PUBLISHED, held_out
+from ess import GOALS, PUBLISHED, generator, held_out
 from rows import Row, estimate_row, publish
 from torch import Tensor
 
 from bgwork import analysis, store
 from bgwork.analysis import Data, Source
 from bgwork.conformation import Residue, intactness, ramachandran
-from bgwork.generators import load_generator
 from bgwork.metrics import energy_w2, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
 from bgwork.records import Certificate, Density, Proposal, WeightedSamples
 from bgwork.report import weighed_reference
 from bgwork.reweighting import normalised_weights, weigh
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose
-from bgwork.samplers.integrators import Grid
 from bgwork.system import load_system
 
 DELTA_F_GOAL = "|z| < 3 against the reference, stderr <= .1"
@@ -42,10 +40,9 @@ FLOOR_REPEATS = 5
 
 def sampled(name: str, steps: int | None, options: argparse.Namespace) -> list[Row]:
     """Sample anew, weigh, measure; of samples whose certificate failed only what failed, unless they are accepted by name."""
-    system, flow = load_system(name), load_generator(options.generator or name, recipe=options.recipe)
+    system, flow = load_system(name), generator(options.generator or name, recipe=options.recipe, steps=steps)
     known = held_out(system, options.held_out)
     flow = replace(flow, batch=options.batch, round_trip=known.x[: options.round_trip])
-    flow = replace(flow, grid=Grid(integrator="midpoint", steps=steps)) if steps else flow
     proposal = flow.sample(options.n, generator=torch.Generator().manual_seed(options.seed))
     accept = [Density(kind) for kind in options.accept]
     if not proposal.density.trusted and proposal.density not in accept:

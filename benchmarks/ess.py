@@ -11,18 +11,25 @@ from dataclasses import replace
 import torch
 from rows import Row, estimate_row, publish
 
-from bgwork.generators import load_generator
+from bgwork.generators import generator_path, load_trained
 from bgwork.records import WeightedSamples
 from bgwork.report import observables_of, weighed_reference
 from bgwork.reweighting import weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose
-from bgwork.samplers.integrators import Grid
+from bgwork.samplers.flow import Flow
 from bgwork.system import System, load_system
 
 GOALS = {"dw4": (">= .95 (below .85 is not done)", ">= .90"), "lj13": (">= .70 (below .50 is not done)", ">= .50"),
          "ala2-vacuum": (">= .10 (below .05 is not done)", None), "ala2-obc2": (">= .10 (below .05 is not done)", None)}
 PUBLISHED = {"dw4": "~.93 (equivariant OT FM, recollected)", "lj13": "~.57 (equivariant OT FM, recollected); .033 hollow-graph flow",
              "ala2-vacuum": "FALCON .067-.097, ECNF++ .275", "ala2-obc2": "FALCON .067-.097, ECNF++ .275"}
+
+
+def generator(name_or_path: str, *, recipe: str | None, steps: int | None) -> Flow:
+    """A generator at a number of steps, spaced as its recipe spaces them; its own number if none is given."""
+    made_by, trained = load_trained(generator_path(name_or_path, recipe=recipe))
+    choice = made_by.default_choice()
+    return made_by.sampler_of(trained, replace(choice, steps=steps or choice.steps))
 
 
 def held_out(system: System, n: int) -> WeightedSamples:
@@ -36,10 +43,8 @@ def held_out(system: System, n: int) -> WeightedSamples:
 
 def measure(name: str, options: argparse.Namespace) -> list[Row]:
     """Sample, weigh, diagnose."""
-    system, flow = load_system(name), load_generator(options.generator or name, recipe=options.recipe)
+    system, flow = load_system(name), generator(options.generator or name, recipe=options.recipe, steps=options.steps)
     reference = held_out(system, options.held_out)
-    if options.steps:
-        flow = replace(flow, grid=Grid(integrator="midpoint", steps=options.steps))
     flow = replace(flow, batch=options.batch)
     certified = replace(flow, round_trip=reference.x[: options.round_trip])
     proposal = certified.sample(options.n, generator=torch.Generator().manual_seed(options.seed))

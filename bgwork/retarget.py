@@ -109,7 +109,7 @@ def predict(weighted: WeightedSamples, change: Tensor) -> Prediction:
     lost = torch.isnan(change) | (change == math.inf)
     allowed = replace(weighted, u=torch.where(lost, math.inf, weighted.u))
     start, loss = ess(allowed), _loss(allowed, torch.where(allowed.log_w > -math.inf, change, 0.0))
-    fraction = start.value * math.exp(-loss.value)
+    fraction = start.value * torch.tensor(-loss.value, dtype=torch.float64).exp().item()  # inf where math.exp would raise
     return Prediction(
         log_normal=Estimate(value=fraction, stderr=fraction * loss.stderr, n_eff=fraction * len(weighted)), loss=loss,
         second_order=start.value / (1 + loss.value) if loss.value > -1 else math.inf)
