@@ -106,7 +106,7 @@ class Folded:
 
 def test_uncertified_samples_are_refused_with_what_failed_or_named(folder, monkeypatch, capsys):
     system = load_system("ala2-vacuum")
-    monkeypatch.setattr(importlib.import_module("alanine"), "load_generator", lambda *_, **__: Folded(system))
+    monkeypatch.setattr(importlib.import_module("alanine"), "generator", lambda *_, **__: Folded(system))
     arguments = ("ala2-vacuum", "-n", 40, "--held-out", 20, "--distance-n", 30)
     rows = measured(monkeypatch, folder, *arguments)
     assert rows["negative determinants"]["value"] == 3 and "reverse ESS" not in rows
