@@ -42,5 +42,5 @@ def test_every_command_of_the_readme_exists():
     from bgwork.cli import app
 
     known = get_command(app).commands
-    named = set(re.findall(r"^    bgwork (\w+)", README, flags=re.MULTILINE))
+    named = set(re.findall(r"^    bgwork ([\w-]+)", README, flags=re.MULTILINE))
     assert named == set(known)

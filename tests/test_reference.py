@@ -167,7 +167,8 @@ def test_shipped_values_agree_with_shipped_samples(name):
     proposal = reference_samples(system)
     values = measure(system, proposal)
     group = proposal.group
-    for observable, v in values.items():
+    for observable in system.references.keys() & values.keys():
+        v = values[observable]
         means = torch.stack([v[group == g].mean() for g in group.unique()])
         estimate = Estimate(value=means.mean().item(), stderr=(means.std() / len(means) ** 0.5).item())
         assert abs(estimate.z(system.references[observable])) < 4, observable
