@@ -218,7 +218,7 @@ def run_everything(
     Examples: `bgwork run lj13`, `bgwork run runs/dw4/eqot-fm-0 -n 10000`
     """
     settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights)
-    run = find_run(workflow.with_generator(source), settings, recipe=recipe, folder=out)
+    run = find_run(workflow.with_generator(source, recipe), settings, recipe=recipe, folder=out)
     workflow.sample(run, accept=accept or ())
     workflow.evaluate_held_out(run)
     workflow.keep_or_write_report(run)

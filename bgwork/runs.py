@@ -152,7 +152,9 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
         own = RUNS / system.name / (recipe or "shipped")
     else:
         (made_by, trained), own = load_trained(path), path.parent
-    return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=settings.on(made_by))
+    asked = settings.on(made_by)
+    made_by.check(Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights))
+    return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=asked)
 
 
 def draw(run: Run, *, progress: Progress, note: Note) -> Proposal | WeightedSamples:

@@ -13,7 +13,7 @@ from bgwork import reference as reference_data
 from bgwork import runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.export import export_samples
-from bgwork.generators import shipped_generators
+from bgwork.generators import generator_path, shipped_generators
 from bgwork.pareto import pareto_k, pareto_limit
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe
 from bgwork.records import Density, WeightedSamples
@@ -154,8 +154,15 @@ def follow(tick: terminal.Tick, steps: int) -> Callable[[dict[str, float]], None
     return show
 
 
-def with_generator(source: str) -> str:
-    """What to sample from: the source itself, or a training run made now, if the source is a system without a generator."""
+def with_generator(source: str, recipe: str | None) -> str:
+    """What to sample from: the source itself, or a training run made now, if the source is a system without a generator.
+
+    Raises:
+        GeneratorError: if a generator is asked for by name and is not there.
+    """
+    if recipe is not None:
+        generator_path(source, recipe=recipe)
+        return source
     if Path(source).suffix == ".safetensors" or (Path(source) / "generator.safetensors").exists():
         return source
     system = load_system(source)

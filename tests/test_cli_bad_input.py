@@ -42,6 +42,20 @@ def test_bad_sampling_options(toy, options, words):
     assert not files(toy.root / "runs")
 
 
+@pytest.mark.parametrize("command", ["sample", "run"])
+def test_a_generator_asked_for_by_name_is_never_replaced_by_another(toy, command):
+    refused(call(command, "toy", *QUICK, "--recipe", "nonsense"), "nonsense", "eqot-fm")
+    GENERATOR.unlink()
+    refused(call(command, "toy", *QUICK, "--recipe", "nonsense"), "nonsense", "bgwork train toy")
+    assert not (toy.root / "runs").exists()
+
+
+@pytest.mark.parametrize("options", [("--steps", "5"), ("--integrator", "rk4")])
+def test_a_polished_generator_keeps_its_steps_and_leaves_no_folder(toy, options):
+    refused(call("sample", "lj13", *QUICK, *options), "polished", "leave out")
+    assert not (toy.root / "runs").exists()
+
+
 @pytest.mark.parametrize(("options", "words"), [
     (("--recipe", "nonsense"), ("nonsense", "eqot-fm")),
     (("--set", "training.stepz=3"), ("stepz", "steps")),

@@ -119,6 +119,9 @@ class Recipe(Section):
     def job(self, request: Request) -> TrainingJob:
         """The training of this recipe."""
 
+    def check(self, choice: Choice) -> None:  # noqa: B027 (most recipes can be sampled with any number of steps)
+        """Whether its generators can be sampled so; RecipeError with the remedy if not."""
+
     @abstractmethod
     def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
         """The sampler that a trained network becomes."""

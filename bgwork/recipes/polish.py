@@ -9,37 +9,22 @@ from torch import nn
 
 from bgwork import store
 from bgwork.fields.compiled import CompiledField
-from bgwork.objectives.polish import CoarseFlow, PolishLoss, PolishSettings, PolishSource
+from bgwork.objectives.polish import CoarseFlow, PolishLoss, PolishSource
 from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta
-from bgwork.recipes.sections import GridSection, LoopSection, Share
+from bgwork.recipes.sections import DivergenceSection, GridSection, PolishTrainingSection
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid, LearnedGrid
-from bgwork.system import Count, Positive, Section, System
+from bgwork.system import System
 from bgwork.training import TrainingJob
 
 ROWS = 16  # configurations whose Jacobians are differentiated at once (`executed_density.score`)
 
 
-class PolishSection(Section):
-    """[polish]: what is minimised, as in `PolishSettings`; and `step_sizes`: as [sampler] has them, or learned with the field."""
+class PolishSection(DivergenceSection):
+    """[polish] of a flow, with `step_sizes`: as [sampler] has them, or learned with the field."""
 
-    batch: Count = 32
-    share: Share = 1.0
-    data: Literal["path", "likelihood"] = "path"
-    own: Literal["reverse", "forward", "chi-square"] = "forward"
-    margin: Positive = 0.05
-    fold_weight: Positive = 10.0
     step_sizes: Literal["fixed", "learned", "symmetric"] = "fixed"
-
-    def settings(self) -> PolishSettings:
-        return PolishSettings(**self.model_dump(exclude={"step_sizes"}))
-
-
-class PolishTrainingSection(LoopSection):
-    """[training] of a polish: the loop's settings and the system's generator to start from; `compiled` is for the Jacobian."""
-
-    initial: str
 
 
 class PolishRecipe(Recipe):
@@ -85,10 +70,13 @@ class PolishRecipe(Recipe):
     def default_choice(self) -> Choice:
         return Choice(integrator=self.sampler.integrator, steps=self.sampler.steps, weights="density")
 
-    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+    def check(self, choice: Choice) -> None:
         if (choice.integrator, choice.steps) != (self.sampler.integrator, self.sampler.steps):
             raise RecipeError(f"this generator was polished for {self.sampler.integrator} with {self.sampler.steps} steps, not for "
                               f"{choice.integrator} with {choice.steps}; leave out --integrator and --steps")
+
+    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+        self.check(choice)
         field, grid = trained.network.executed()
         return Flow(prior=trained.prior, field=field, grid=grid, origin=trained.origin, round_trip=trained.round_trip,
                     on_batch=choice.on_batch)

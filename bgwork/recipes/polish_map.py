@@ -8,30 +8,13 @@ from torch import nn
 
 from bgwork import store
 from bgwork.fields.two_times import AverageVelocity, of_two_times
-from bgwork.objectives.polish import PolishLoss, PolishSettings, PolishSource
+from bgwork.objectives.polish import PolishLoss, PolishSource
 from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta
-from bgwork.recipes.sections import LoopSection, Share
+from bgwork.recipes.sections import DivergenceSection, PolishTrainingSection
 from bgwork.samplers.flow_map import FewSteps, FlowMapSampler, even_times
-from bgwork.system import Count, Positive, Section, System
+from bgwork.system import Count, Section, System
 from bgwork.training import TrainingJob
-
-
-class MapPolishSection(Section):
-    """[polish]: what is minimised, as in `PolishSettings`."""
-
-    batch: Count = 32
-    share: Share = 1.0
-    data: Literal["path", "likelihood"] = "path"
-    own: Literal["reverse", "forward", "chi-square"] = "forward"
-    margin: Positive = 0.05
-    fold_weight: Positive = 10.0
-
-
-class MapPolishTrainingSection(LoopSection):
-    """[training]: the loop's settings and the system's generator to start from, distilled with the same [field] or itself polished."""
-
-    initial: str
 
 
 class StepsSection(Section):
@@ -46,8 +29,8 @@ class MapPolishRecipe(Recipe):
     integrators: ClassVar[tuple[str, ...]] = ("flow-map",)
 
     objective: Literal["polish-map"]
-    training: MapPolishTrainingSection
-    polish: MapPolishSection = MapPolishSection()
+    training: PolishTrainingSection
+    polish: DivergenceSection = DivergenceSection()
     sampler: StepsSection
 
     @property
@@ -58,7 +41,7 @@ class MapPolishRecipe(Recipe):
         return FewSteps(AverageVelocity(of_two_times(self.field.build(system))), even_times(self.sampler.steps))
 
     def job(self, request: Request) -> TrainingJob:
-        system, settings = request.system, PolishSettings(**self.polish.model_dump())
+        system, settings = request.system, self.polish.settings()
         network = self.fresh_network(request)
         start_map_from(network.average, system, self.training.initial)
         source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data)
@@ -69,9 +52,12 @@ class MapPolishRecipe(Recipe):
     def default_choice(self) -> Choice:
         return Choice(integrator="flow-map", steps=self.sampler.steps, weights="density")
 
-    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+    def check(self, choice: Choice) -> None:
         if choice.steps != self.sampler.steps:
             raise RecipeError(f"this generator was polished for {self.sampler.steps} steps, not for {choice.steps}; leave out --steps")
+
+    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+        self.check(choice)
         few = trained.network
         return FlowMapSampler(prior=trained.prior, average=few.average, times=few.times, origin=trained.origin,
                               round_trip=trained.round_trip, on_batch=choice.on_batch)

@@ -12,6 +12,7 @@ from bgwork.fields.egnn import EGNN
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.fields.species import every_atom_its_own_kind
+from bgwork.objectives.polish import PolishSettings
 from bgwork.paths import Times
 from bgwork.protocols import Coupling
 from bgwork.samplers.integrators import Grid
@@ -159,3 +160,23 @@ class GridSection(Section):
             return Grid(integrator=integrator, steps=steps)
         times = tuple(1 - (1 - k / steps) ** self.power for k in range(steps + 1))
         return Grid(integrator=integrator, steps=steps, times=times)
+
+
+class DivergenceSection(Section):
+    """[polish]: what a polish minimises, as in `PolishSettings`."""
+
+    batch: Count = 32
+    share: Share = 1.0
+    data: Literal["path", "likelihood"] = "path"
+    own: Literal["reverse", "forward", "chi-square"] = "forward"
+    margin: Positive = 0.05
+    fold_weight: Positive = 10.0
+
+    def settings(self) -> PolishSettings:
+        return PolishSettings(**{name: getattr(self, name) for name in DivergenceSection.model_fields})
+
+
+class PolishTrainingSection(LoopSection):
+    """[training] of a polish: the loop's settings and the system's generator to start from; `compiled` is for a flow's Jacobian."""
+
+    initial: str
