@@ -25,6 +25,8 @@ from bgwork.samplers.integrators import TABLEAUS
 from bgwork.system import Section, System
 from bgwork.training import TrainingJob
 
+RAW_QUANTILES = ("raw_u_05", "raw_u_50", "raw_u_95")  # of the samples that ESS is evaluated on, in the metrics
+
 
 class RecipeError(ValueError):
     """An unknown recipe, or one with a missing, mistyped or unknown key."""
@@ -160,13 +162,17 @@ def job_meta(recipe: Recipe, request: Request) -> Mapping[str, Any]:
 
 
 def ess_of(recipe: Recipe, system: System, *, n: int) -> Callable[[nn.Module], dict[str, float]]:
-    """Effective sample size of the recipe's sampler on a few hundred samples: a progress figure, never reported as a result."""
+    """ESS and quantiles of u of the recipe's sampler on a few hundred samples: progress figures, never reported as a result.
+
+    Their energies are no part of what the training has spent: nothing is learned from them.
+    """
     origin = Origin(method="training", system=system.name)
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         sampler = recipe.sampler_of(Trained(network=network, system=system, prior=system.prior, origin=origin), recipe.default_choice())
         proposal = sampler.sample(n, generator=torch.Generator().manual_seed(n))
         weighted = weigh(proposal, system.differentiable_target, accept=(proposal.density,))
-        return {"ess": ess(weighted).value, "ess_samples": n}
+        quantiles = torch.nanquantile(weighted.u, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), interpolation="lower")
+        return {"ess": ess(weighted).value, "ess_samples": n, **dict(zip(RAW_QUANTILES, quantiles.tolist(), strict=True))}
 
     return evaluate
