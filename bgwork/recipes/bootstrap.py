@@ -42,6 +42,7 @@ class BootstrapRecipe(FlowMatchingRecipe):
     teacher: TeacherSection
 
     def job(self, request: Request) -> TrainingJob:
+        self.check_space(request.system)
         data = self._data(request)
         job = super().job(replace(request, data=data.x))
         told = {"ess": data.ess.value, "distinct": data.distinct, **asdict(data.cost)}
