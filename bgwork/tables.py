@@ -13,6 +13,7 @@ NONE = "–"
 NOT_FINITE = "not finite"
 COUNTED = {"network": "network evaluations", "divergence": "divergences", "jacobian": "Jacobians", "energy": "energies",
            "gradient": "gradients"}
+SPENT = {"energy_evaluations": "energies", "gradient_evaluations": "gradients"}  # by a training, as its metrics and header name them
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -96,6 +97,17 @@ def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     cost = report["cost"]
     rows = [(f"{label} per sample", number(cost[name])) for name, label in COUNTED.items() if cost[name]]
     return [*rows, ("seconds in all", number(cost["seconds"], 3))]
+
+
+def training_text(row: Mapping[str, float]) -> str:
+    """A few words on a row of the training metrics: loss, ESS, evaluations of the energy so far, and u of fresh samples, unweighted."""
+    words = [f"{name} {row[name]:.3g}" for name in ("loss", "ess") if name in row]
+    words += [f"{label} {row[name]:,.0f}" for name, label in SPENT.items() if name in row]
+    for prefix in ("u", "raw_u"):
+        if f"{prefix}_50" in row:
+            low, middle, high = (number(row[f"{prefix}_{share}"], 3) for share in ("05", "50", "95"))
+            return "  ".join([*words, f"raw u {middle} (5-95 %: {low} to {high})"])
+    return "  ".join(words)
 
 
 def provenance_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
