@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bgwork import runs, units
 from bgwork.conformation import DeltaF, Residue, delta_f, residues, torsion_functions
-from bgwork.figures import select
 from bgwork.records import WeightedSamples
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.report import weighed_reference
@@ -76,7 +75,7 @@ def load(source: Source) -> Data:
     density = runs.held_out_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     if reference is None or density is None:
         return Data(system=system, weighted=weighted, reference=reference)
-    return Data(system=system, weighted=weighted, reference=reference, held_out=select(reference, density.rows), log_q=density.log_q)
+    return Data(system=system, weighted=weighted, reference=reference, held_out=reference.take(density.rows), log_q=density.log_q)
 
 
 def _load_trajectory(source: Source) -> Data:

@@ -14,7 +14,7 @@ from bgwork import runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.export import export_samples
 from bgwork.generators import generator_path, shipped_generators
-from bgwork.pareto import pareto_k, pareto_limit
+from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe
 from bgwork.records import Density, WeightedSamples
 from bgwork.reference_checks import ReferenceRun
@@ -194,9 +194,10 @@ def sample(run: Run, *, accept: Collection[Density]) -> WeightedSamples:
 
 def quality(weighted: WeightedSamples) -> str:
     """What says whether to believe the weights, on one line."""
-    k, limit, edits = pareto_k(weighted.log_w), pareto_limit(len(weighted)), weighted.proposal.origin.edits
-    return (f"ESS {tables.estimate(ess(weighted))}   Pareto k {k:.2f} (limit {limit:.2f})   "
-            f"largest weight {max_weight(weighted):.2g}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
+    edits, copies = weighted.proposal.origin.edits, weighted.proposal.resampled
+    tail = "" if copies else f"Pareto k {tail_shape(weighted):.2f} (limit {pareto_limit(len(weighted)):.2f})   "
+    return (f"ESS{' per ancestor' if copies else ''} {tables.estimate(ess(weighted))}   {tail}"
+            f"largest weight {tables.number(max_weight(weighted), 2)}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
 
 
 def evaluate_held_out(run: Run) -> None:

@@ -25,7 +25,6 @@ from bgwork.conformation import (
     residues,
     torsion_functions,
 )
-from bgwork.figures import select
 from bgwork.molecule import topology_of
 from bgwork.priors import Gaussian
 from bgwork.records import WeightedSamples
@@ -131,5 +130,5 @@ def test_routes_that_cannot_be_had_say_why():
     assert list(found.by_route) == ["weights"]
     assert "no reference samples" in found.missing["reference"] and "not known" in found.missing["local"]
     nowhere = has_other_phi(own.x, residue=residue)
-    one_basin = select(own, nowhere)
+    one_basin = own.take(nowhere)
     assert "no sample of positive weight lies in basin b" in delta_f(one_basin, residue).missing["weights"]

@@ -132,9 +132,9 @@ class Annealer(abc.ABC):
             n: number of rows, at least one for each island.
             generator: source of everything random, the pilot included.
         Returns:
-            Proposal, density PATH, or that of a start whose weights are improper or not normalised. `group` is the island, or None where
-            rows are independent. Rows without weight (u = +inf, or failed) stay as they were drawn, unless their island was
-            resampled; the note counts those that failed.
+            Proposal, density PATH, or that of a start whose weights are improper or not normalised. `group` is the island, `ancestor`
+            the drawn row that each descends from, both None where rows are independent. Rows without weight (u = +inf, or failed) stay
+            as they were drawn, unless their island was resampled; the note counts those that failed.
         Raises:
             ValueError: if n < 1 or n < islands, or as `tune`.
         """
@@ -157,9 +157,10 @@ class Annealer(abc.ABC):
         start, walkers = weighted.proposal, population.walkers
         log_q = torch.where(population.alive, -walkers.u - population.log_w, start.log_q)
         density = Density.PATH if start.density.trusted and start.density.normalised else start.density
+        families = {"group": population.island, "ancestor": population.ancestor} if self.resample_below > 0 else {"group": None}
         proposal = replace(
-            start, x=walkers.x, log_q=log_q, density=density, group=population.island if self.resample_below > 0 else None, sign=None,
-            certificate=None, cost=start.cost + spent, note=describe(self, weighted, population, schedule))
+            start, x=walkers.x, log_q=log_q, density=density, sign=None, certificate=None, cost=start.cost + spent,
+            note=describe(self, weighted, population, schedule), **families)
         return Annealed(proposal=proposal, population=population)
 
 
