@@ -246,8 +246,9 @@ def _admit(proposal: Proposal, accept: Collection[Density]) -> Proposal:
     name = proposal.density.value
     if proposal.density not in accept:
         raise ValueError(f"{name} samples have no proper weights; sample with an exact density, or pass "
-                         f"accept=[Density.{name.upper()}] and every figure will say so")
-    return with_edit(proposal, f"accepted {name} density")
+                         f"accept=[Density.{name.upper()}] (--accept {name}) and every figure will say so")
+    edit = f"accepted {name} density"
+    return proposal if edit in proposal.origin.edits else with_edit(proposal, edit)
 
 
 def _ess_of_totals(totals: Tensor) -> Tensor:
