@@ -116,7 +116,8 @@ def make_system(
     wanted = NewSystem(pdb=pdb, forcefield=tuple(forcefield or ("amber14/protein.ff14SB.xml",)), solvent=solvent, temperature=temperature,
                        name=name)
     path = new_system(wanted, folder=folder)
-    terminal.say(f"Made {path}; look at {path / 'system.toml'}, then `bgwork reference {path.name}`")
+    terminal.say(f"Made {path}; look at {path / 'system.toml'} and {path / 'recipes' / 'fm.toml'}, then `bgwork reference {path.name}` and "
+                 f"`bgwork train {path.name}`")
 
 
 @app.command()
