@@ -18,13 +18,14 @@ from torch import Tensor
 
 from bgwork.free_energy import free_energy_difference
 from bgwork.molecule import MetadynamicsSection, molecular_observables
+from bgwork.observables import Atoms
 from bgwork.provenance import commit, versions
 from bgwork.records import MOVED, Estimate, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, virial_check
 from bgwork.reweighting import average, expectation, resample, weigh
 from bgwork.samplers.mcmc import Progress, silent
 from bgwork.samplers.md import Langevin, MolecularDynamics, decorrelate
-from bgwork.samplers.metadynamics import Atoms, BiasRun, WellTempered, build_bias
+from bgwork.samplers.metadynamics import BiasRun, WellTempered, build_bias
 from bgwork.samplers.replica_exchange import ReplicaExchange
 from bgwork.system import System
 from bgwork.targets.chamber import Chamber
