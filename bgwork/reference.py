@@ -19,8 +19,9 @@ from bgwork.provenance import commit, versions
 from bgwork.records import Cost, Density, Origin, Proposal, with_edit
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, measure, virial_check
 from bgwork.samplers.batches import check_count
+from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.convergence import by_chain, chain_average, split_rhat
-from bgwork.samplers.mcmc import HMC, ParallelTempering, Progress, silent
+from bgwork.samplers.mcmc import HMC, ParallelTempering
 from bgwork.samplers.starts import STARTS
 from bgwork.system import System
 

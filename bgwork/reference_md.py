@@ -23,7 +23,7 @@ from bgwork.provenance import commit, versions
 from bgwork.records import MOVED, Estimate, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, virial_check
 from bgwork.reweighting import average, expectation, resample, weigh
-from bgwork.samplers.mcmc import Progress, silent
+from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.md import Langevin, MolecularDynamics, decorrelate
 from bgwork.samplers.metadynamics import BiasRun, WellTempered, build_bias
 from bgwork.samplers.replica_exchange import ReplicaExchange

@@ -12,7 +12,7 @@ from openmm import app, unit
 from torch import Tensor
 
 from bgwork.observables import Atoms
-from bgwork.samplers.mcmc import Progress, silent
+from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.md import DynamicsError, Langevin, draw_seed, place, positions_of, reference_platform, temperature
 from bgwork.targets.openmm import OpenMMTarget
 
