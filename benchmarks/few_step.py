@@ -48,7 +48,7 @@ def flow_lines(recipe: str) -> tuple[Line, ...]:
 
 
 LINES = (
-    *flow_lines("eqot-fm"), *flow_lines("ot-fm"), Line(recipe="polish"), Line(recipe="polish-4"),
+    *flow_lines("eqot-fm"), *flow_lines("ot-fm"), *(Line(recipe=recipe) for recipe in ("polish", "polish-4", "polish-2")),
     *(Line(recipe="distill", steps=steps) for steps in (1, 2, 4, 8)),
     *(Line(recipe=recipe) for recipe in ("distill-polish", "distill-polish-2")),
     *(Line(recipe=recipe, weights="path", steps=steps) for recipe in ("distill", "distill-alone") for steps in (6, 12, 25)),
