@@ -264,7 +264,8 @@ def write_settings(run: Run) -> None:
     trained = {key: meta[key] for key in ("recipe_name", "seed", "commit", "versions")}
     write_recipe(run.folder, meta["recipe"], trained)
     settings = {name: value for name, value in asdict(run.settings).items() if value is not None}
-    sampling = {"system": str(run.system.path), "generator": str(run.generator), **settings, **provenance()}
+    sampling = {"system": str(run.system.path), "generator": str(run.generator),
+                "generator_fingerprint": run.trained.origin.config_hash, **settings, **provenance()}
     store.write_text(run.folder / SETTINGS_FILE, tomli_w.dumps(sampling))
 
 
