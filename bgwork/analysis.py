@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bgwork import runs, units
 from bgwork.conformation import DeltaF, Residue, delta_f, residues, torsion_functions
-from bgwork.figures import select
+from bgwork.held_out import stored_density
 from bgwork.records import WeightedSamples
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.report import weighed_reference
@@ -73,10 +73,10 @@ def load(source: Source) -> Data:
     system = known or load_system(weighted.proposal.origin.system)
     reference = weighed_reference(system)
     folder = source.path if source.path.is_dir() else source.path.parent
-    density = runs.held_out_density(folder, system, made_with=weighted.proposal.origin.config_hash)
+    density = stored_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     if reference is None or density is None:
         return Data(system=system, weighted=weighted, reference=reference)
-    return Data(system=system, weighted=weighted, reference=reference, held_out=select(reference, density.rows), log_q=density.log_q)
+    return Data(system=system, weighted=weighted, reference=reference, held_out=reference.take(density.rows), log_q=density.log_q)
 
 
 def _load_trajectory(source: Source) -> Data:

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from bgwork import terminal, workflow
+from bgwork.annealing import AnnealSettings, find_annealing
 from bgwork.export import FORMATS
 from bgwork.new_system import NewSystem, new_system
 from bgwork.recipes import default_recipe
@@ -115,7 +116,8 @@ def make_system(
     wanted = NewSystem(pdb=pdb, forcefield=tuple(forcefield or ("amber14/protein.ff14SB.xml",)), solvent=solvent, temperature=temperature,
                        name=name)
     path = new_system(wanted, folder=folder)
-    terminal.say(f"Made {path}; look at {path / 'system.toml'}, then `bgwork reference {path.name}`")
+    terminal.say(f"Made {path}; look at {path / 'system.toml'} and {path / 'recipes' / 'fm.toml'}, then `bgwork reference {path.name}` and "
+                 f"`bgwork train {path.name}`")
 
 
 @app.command()
@@ -147,10 +149,38 @@ def sample(
     """Draw samples with their log-density, evaluate their energies, and store both.
 
     Examples: `bgwork sample lj13 -n 10000`, `bgwork sample runs/dw4/eqot-fm-0 --integrator rk4 --steps 8`,
-    `bgwork sample dw4 --integrator dopri5 --weights continuous --out runs/dw4/dopri5`
+    `bgwork sample dw4 --recipe eqot-fm --integrator dopri5 --weights continuous --out runs/dw4/dopri5`
     """
     settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights)
     workflow.sample(find_run(source, settings, recipe=recipe, folder=out), accept=accept or ())
+
+
+@app.command()
+def anneal(
+    source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = None,
+    start: Annotated[str, typer.Option(help="generator (its samples, resampled and moved), or prior (no generator needed).")] = "generator",
+    moves: Annotated[str, typer.Option(help="hmc or mala.")] = "hmc",
+    transitions: Annotated[int, typer.Option(help="Of every sample at every temperature.")] = 10,
+    islands: Annotated[int, typer.Option(help="Independent populations, whose scatter gives the error bars.")] = 50,
+    resample_below: Annotated[float | None, typer.Option(
+        help="Resample an island when its effective fraction falls below; 0 never (annealed importance sampling).",
+        show_default="1 for a generator, 0.5 for the prior")] = None,
+    keep: Annotated[float, typer.Option(help="Effective fraction that each step in temperature leaves.")] = 0.9,
+    hottest: Annotated[float, typer.Option(help="Inverse temperature at which a generator's samples enter, to be cooled.")] = 1.0,
+    accept: Accept = None, out: Out = None,
+) -> None:
+    """Sequential Monte Carlo towards the target, with weights that stay proper and log Z from independent islands; and its report.
+
+    Temperatures and step sizes are learned on a pilot run that is thrown away; its energies and gradients are counted.
+
+    Examples: `bgwork anneal lj13 -n 10000`, `bgwork anneal runs/dw4/eqot-fm-0 --moves mala --transitions 20`,
+    `bgwork anneal dw4 --start prior`
+    """
+    settings = AnnealSettings(n=n, seed=seed, start=start, moves=moves, transitions=transitions, islands=islands,
+                              resample_below=resample_below, keep=keep, hottest=hottest)
+    annealing = find_annealing(source, settings, recipe=recipe, folder=out, accept=accept or ())
+    workflow.sample(annealing, accept=accept or ())
+    workflow.keep_or_write_report(annealing)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bgwork.free_energy import free_energy_difference, local_difference, pooled_difference
 from bgwork.geometry import distances
-from bgwork.observables import dihedral
+from bgwork.observables import Atoms, dihedral
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import average
 from bgwork.topology import Topology, backbone_torsions, same_chirality, stereocentres
@@ -33,8 +33,8 @@ class Residue:
     """
 
     name: str
-    phi: tuple[int, int, int, int]
-    psi: tuple[int, int, int, int]
+    phi: Atoms
+    psi: Atoms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,22 +72,22 @@ def ramachandran(x: Tensor, residue: Residue) -> Tensor:
     return torch.stack([dihedral(x, atoms=residue.phi), dihedral(x, atoms=residue.psi)], 1)
 
 
-def has_positive_phi(x: Tensor, *, residue: Residue) -> Tensor:
-    """Whether 0 < phi <= 2 rad, [B] bool: the basin of Delta F(phi)."""
-    phi = dihedral(x, atoms=residue.phi)
-    return (phi > POSITIVE_PHI[0]) & (phi <= POSITIVE_PHI[1])
+def has_positive_phi(x: Tensor, *, phi: Atoms) -> Tensor:
+    """Whether 0 < phi <= 2 rad, [B] bool: the basin of Delta F(phi); `phi` are its four atoms."""
+    angle = dihedral(x, atoms=phi)
+    return (angle > POSITIVE_PHI[0]) & (angle <= POSITIVE_PHI[1])
 
 
-def has_other_phi(x: Tensor, *, residue: Residue) -> Tensor:
+def has_other_phi(x: Tensor, *, phi: Atoms) -> Tensor:
     """Whether phi lies elsewhere, [B] bool."""
-    return ~has_positive_phi(x, residue=residue)
+    return ~has_positive_phi(x, phi=phi)
 
 
 def basin(x: Tensor, *, residue: Residue) -> Tensor:
     """Index into `BASINS`, [B] int64: 2 where 0 < phi <= 2 rad; otherwise 1 where -120 <= psi < 50 degrees, else 0."""
     psi = dihedral(x, atoms=residue.psi)
     helical = (psi >= ALPHA_PSI[0]) & (psi < ALPHA_PSI[1])
-    return torch.where(has_positive_phi(x, residue=residue), 2, helical.long())
+    return torch.where(has_positive_phi(x, phi=residue.phi), 2, helical.long())
 
 
 def broken_bonds(x: Tensor, *, topology: Topology, structure: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def delta_f(weighted: WeightedSamples, residue: Residue, *, reference: WeightedS
         held_out: equilibrium samples at which the generator's density is known (all or some of `reference`), or None.
         log_q: [M] that normalised log-density.
     """
-    basins = partial(has_other_phi, residue=residue), partial(has_positive_phi, residue=residue)
+    basins = partial(has_other_phi, phi=residue.phi), partial(has_positive_phi, phi=residue.phi)
     routes = {"weights": partial(free_energy_difference, weighted)}
     missing = {}
     if reference is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -137,14 +137,7 @@ def _compare(figure: Figure, weighted: WeightedSamples, reference: WeightedSampl
 
 def _finite(samples: WeightedSamples) -> WeightedSamples:
     """The rows whose energy can be drawn (failed rows and overlaps weigh nothing)."""
-    return select(samples, torch.isfinite(samples.u) & ~samples.failed)
-
-
-def select(samples: WeightedSamples, rows: Tensor | slice) -> WeightedSamples:
-    """Some rows of the samples, by a mask or a slice."""
-    old = samples.proposal
-    columns = {name: getattr(old, name)[rows] for name in ("x", "log_q", "group", "sign") if getattr(old, name) is not None}
-    return replace(samples, proposal=replace(old, **columns), u=samples.u[rows])
+    return samples.take(torch.isfinite(samples.u) & ~samples.failed)
 
 
 def _edges(own: Tensor, other: Tensor) -> np.ndarray:
@@ -195,8 +188,8 @@ def _draw_tail(axes: mpl.axes.Axes, relative: Tensor, k: float, limit: float) ->
 def growth(weighted: WeightedSamples) -> Figure:
     """ESS and, where the density is normalised, log Z of the first N samples as N grows, with one standard error."""
     sizes = np.unique(np.geomspace(min(50, len(weighted)), len(weighted), 16).astype(int))
-    heads = [select(weighted, slice(int(n))) for n in sizes]
-    curves = [("effective sample size / N", [ess(head) for head in heads])]
+    heads = [weighted.take(slice(int(n))) for n in sizes]
+    curves = [("ESS per ancestor" if weighted.proposal.resampled else "effective sample size / N", [ess(head) for head in heads])]
     if weighted.proposal.density.normalised:
         curves.append((r"$\log Z$", [log_z(head) for head in heads]))
     with mpl.rc_context(STYLE):
@@ -263,7 +256,8 @@ def learning(rows: Sequence[Mapping[str, float]], reference: WeightedSamples | N
                               label="reference" if share == 0.5 else None)
         settled = np.nanmax(high[len(high) // 2:]) - np.nanmin(low[len(low) // 2:])
         if np.nanmax(high) - np.nanmin(low) > 20 * settled:
-            right.set_yscale("symlog", linthresh=max(1.0, float(np.nanmax(np.abs(middle[len(middle) // 2:])) + settled)))
+            linear = np.nanmax(np.abs(middle[len(middle) // 2:])) + settled
+            right.set_yscale("symlog", linthresh=10.0 ** max(0, math.ceil(math.log10(linear))), linscale=2)
         right.set(title="u of fresh samples  [kT]")
         for axes in (left, right):
             axes.set(xscale="log", xlabel="energies + gradients asked for in training", xlim=(asked[asked > 0].min(), asked.max()))

@@ -12,6 +12,7 @@ from bgwork.priors import prior_on
 from bgwork.protocols import Sampler
 from bgwork.provenance import file_fingerprint
 from bgwork.recipes import Recipe, Trained, initial_network, parse_recipe
+from bgwork.recipes.base import misfit_of
 from bgwork.records import Origin
 from bgwork.system import System, load_system, reference_samples
 
@@ -90,11 +91,10 @@ def round_trip_set(system: System) -> torch.Tensor | None:
 
 def _network(path: Path, recipe: Recipe, tensors: dict[str, torch.Tensor], system: System) -> torch.nn.Module:
     network = initial_network(recipe, system, seed=0)
-    missing, unexpected = network.load_state_dict(tensors, strict=False)
-    lacking = set(missing) & {name for name, _ in network.named_parameters()}
-    if lacking or unexpected:
-        found = f"{len(lacking)} weights missing, {len(unexpected)} unknown"
-        raise GeneratorError(f"{path} does not fit its recipe: {found}; it was damaged or edited")
+    misfit = misfit_of(tensors, network)
+    if misfit:
+        raise GeneratorError(f"{path} does not fit its recipe: {misfit}; it was damaged or edited")
+    network.load_state_dict(tensors, strict=False)
     return network.eval()
 
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bgwork import units
-from bgwork.conformation import POSITIVE_PHI
-from bgwork.observables import dihedral
+from bgwork.conformation import has_positive_phi
+from bgwork.observables import Atoms, dihedral
 from bgwork.protocols import Target
 from bgwork.spaces import Space
 from bgwork.targets.energies import Count, Positive, Section
@@ -188,7 +188,7 @@ def molecular_observables(topology: Topology, reference: Tensor) -> dict[str, Ob
     for name, atoms in torsions.items():
         functions |= {f"{name}_cos": partial(_cosine, atoms=atoms), f"{name}_sin": partial(_sine, atoms=atoms)}
     phis = tuple(atoms for name, atoms in torsions.items() if name.startswith("phi"))
-    functions |= {f"{name}_positive": partial(positive_phi, atoms=atoms) for name, atoms in torsions.items() if name.startswith("phi")}
+    functions |= {f"{name}_positive": partial(_positive_phi, phi=atoms) for name, atoms in torsions.items() if name.startswith("phi")}
     if phis:
         functions["phi_basin"] = partial(phi_basin, phis=phis)
     centres = stereocentres(topology, reference)
@@ -197,22 +197,20 @@ def molecular_observables(topology: Topology, reference: Tensor) -> dict[str, Ob
     return functions
 
 
-def positive_phi(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
-    """1 where 0 < phi <= 2 rad, else 0, [B]; its average is that basin's population."""
-    phi = dihedral(x, atoms=atoms)
-    return ((phi > POSITIVE_PHI[0]) & (phi <= POSITIVE_PHI[1])).double()
-
-
-def phi_basin(x: Tensor, *, phis: tuple[tuple[int, int, int, int], ...]) -> Tensor:
+def phi_basin(x: Tensor, *, phis: tuple[Atoms, ...]) -> Tensor:
     """Sum over k of 2^k where the k-th phi lies in (0, 2] rad, [B]."""
-    return sum(2**k * positive_phi(x, atoms=atoms) for k, atoms in enumerate(phis))
+    return sum(2**k * has_positive_phi(x, phi=phi).double() for k, phi in enumerate(phis))
 
 
-def _cosine(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
+def _positive_phi(x: Tensor, *, phi: Atoms) -> Tensor:
+    return has_positive_phi(x, phi=phi).double()
+
+
+def _cosine(x: Tensor, *, atoms: Atoms) -> Tensor:
     return dihedral(x, atoms=atoms).cos()
 
 
-def _sine(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
+def _sine(x: Tensor, *, atoms: Atoms) -> Tensor:
     return dihedral(x, atoms=atoms).sin()
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from bgwork.geometry import torsions
 
+Atoms = tuple[int, int, int, int]  # of a torsion
+
 LONG = 4.0  # the top of the double well's barrier, in the length unit of DW4
 
 
@@ -55,7 +57,7 @@ def n_long_is(x: Tensor, *, count: int, cutoff: float = LONG) -> Tensor:
     return (n_long(x, cutoff=cutoff) == count).double()
 
 
-def dihedral(x: Tensor, *, atoms: tuple[int, int, int, int]) -> Tensor:
+def dihedral(x: Tensor, *, atoms: Atoms) -> Tensor:
     """Torsion angle about the middle bond of four atoms, [B] in (-pi, pi]; see `geometry.torsions`.
 
     Args:

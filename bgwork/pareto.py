@@ -38,6 +38,11 @@ class Tail:
         return self.cutoff + self.scale * torch.expm1(-self.k * torch.log1p(-p)) / self.k
 
 
+def tail_shape(weighted: WeightedSamples) -> float:
+    """`pareto_k` of the samples' weights; NaN where rows were resampled, which turns the tail into copies."""
+    return math.nan if weighted.proposal.resampled else pareto_k(weighted.log_w)
+
+
 def pareto_k(log_w: Tensor) -> float:
     """Shape of the generalised Pareto distribution fitted to the tail of the weights (Vehtari et al. 2024; fit of Zhang & Stephens 2009).
 

@@ -16,6 +16,10 @@ from torch import Tensor
 
 from bgwork.spaces import Space
 
+COLUMNS = ("x", "log_q", "group", "ancestor", "sign")  # of a `Proposal`: one entry for each row
+RESAMPLED = "resampled "  # how the edit of `reweighting.resample` begins
+MOVED = "each moved on by "  # how the edit of a Markov chain that leaves the target invariant begins; weights are not touched
+
 
 class Density(enum.Enum):
     """How log_q was obtained, and therefore what may be done with it."""
@@ -107,6 +111,7 @@ class Proposal:
         origin: method, system, seed, commit, edits.
         cost: total work of sampling, and of the energies once weighed; a certificate's own work is in the note.
         group: [N] int64 chain, island or ancestor label where rows are correlated, else None.
+        ancestor: [N] int64 label of the draw that each row is a copy of, perhaps moved on, where rows were resampled, else None.
         sign: [N] sign of the executed map's determinant, where there is one.
         certificate: of the executed map, where there is one.
         note: one sentence on the solver error or the like, printed with every figure.
@@ -119,6 +124,7 @@ class Proposal:
     origin: Origin
     cost: Cost = field(default_factory=Cost)
     group: Tensor | None = None
+    ancestor: Tensor | None = None
     sign: Tensor | None = None
     certificate: Certificate | None = None
     note: str = ""
@@ -127,7 +133,7 @@ class Proposal:
         n = len(self.x)
         if self.x.shape[1:] != (self.space.n, self.space.d):
             raise ValueError(f"x has shape {tuple(self.x.shape)}, expected [N, {self.space.n}, {self.space.d}]")
-        for name in ("log_q", "group", "sign"):
+        for name in COLUMNS[1:]:
             value = getattr(self, name)
             if value is not None and value.shape != (n,):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, expected [{n}]")
@@ -136,6 +142,15 @@ class Proposal:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def take(self, rows: Tensor | slice) -> Proposal:
+        """Some of the rows, by indices, a mask or a slice."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS if getattr(self, name) is not None})
+
+    @property
+    def resampled(self) -> bool:
+        """Whether rows are copies, so that the weights of single rows say nothing of how many samples there are."""
+        return self.ancestor is not None or any(edit.startswith(RESAMPLED) for edit in self.origin.edits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +167,10 @@ class WeightedSamples:
 
     def __len__(self) -> int:
         return len(self.u)
+
+    def take(self, rows: Tensor | slice) -> WeightedSamples:
+        """Some of the rows, by indices, a mask or a slice."""
+        return replace(self, proposal=self.proposal.take(rows), u=self.u[rows])
 
     @property
     def x(self) -> Tensor:

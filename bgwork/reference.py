@@ -19,8 +19,9 @@ from bgwork.provenance import commit, versions
 from bgwork.records import Cost, Density, Origin, Proposal, with_edit
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, measure, virial_check
 from bgwork.samplers.batches import check_count
+from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.convergence import by_chain, chain_average, split_rhat
-from bgwork.samplers.mcmc import HMC, ParallelTempering, Progress, silent
+from bgwork.samplers.mcmc import HMC, ParallelTempering
 from bgwork.samplers.starts import STARTS
 from bgwork.system import System
 
@@ -109,8 +110,7 @@ def thinned(run: ReferenceRun, keep: int) -> ReferenceRun:
         raise ReferenceError(f"cannot keep {keep} of {n} configurations from {chains} chains; choose between {chains} and {n}")
     stride = draws // kept
     rows = (torch.arange(stride - 1, kept * stride, stride)[:, None] * chains + torch.arange(chains)).flatten()
-    proposal = replace(run.proposal, x=run.proposal.x[rows], log_q=run.proposal.log_q[rows], group=run.proposal.group[rows])
-    return replace(run, proposal=with_edit(proposal, f"kept every {stride}th draw of {n} configurations"))
+    return replace(run, proposal=with_edit(run.proposal.take(rows), f"kept every {stride}th draw of {n} configurations"))
 
 
 def _chains(system: System, chains: int, progress: Progress, *, generator: torch.Generator) -> HMC | ParallelTempering:

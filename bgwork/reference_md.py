@@ -18,13 +18,14 @@ from torch import Tensor
 
 from bgwork.free_energy import free_energy_difference
 from bgwork.molecule import MetadynamicsSection, molecular_observables
+from bgwork.observables import Atoms
 from bgwork.provenance import commit, versions
-from bgwork.records import Estimate, Proposal, WeightedSamples, with_edit
+from bgwork.records import MOVED, Estimate, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, virial_check
 from bgwork.reweighting import average, expectation, resample, weigh
-from bgwork.samplers.mcmc import Progress, silent
+from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.md import Langevin, MolecularDynamics, decorrelate
-from bgwork.samplers.metadynamics import Atoms, BiasRun, WellTempered, build_bias
+from bgwork.samplers.metadynamics import BiasRun, WellTempered, build_bias
 from bgwork.samplers.replica_exchange import ReplicaExchange
 from bgwork.system import System
 from bgwork.targets.chamber import Chamber
@@ -144,7 +145,7 @@ def equilibrium(walkers: WeightedSamples, target: OpenMMTarget, n: int, settings
     x, accepted = decorrelate(
         target, drawn.x, steps=settings.decorrelation, step=settings.time_step, generator=generator, progress=progress)
     moved = replace(drawn, x=x, log_q=-target.u(x))
-    return with_edit(moved, f"each moved on by {settings.decorrelation} steps of Hamiltonian Monte Carlo, {accepted:.2f} accepted")
+    return with_edit(moved, f"{MOVED}{settings.decorrelation} steps of Hamiltonian Monte Carlo, {accepted:.2f} accepted")
 
 
 def _walkers(system: System, filled: BiasRun, progress: Progress) -> MolecularDynamics:

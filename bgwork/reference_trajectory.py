@@ -103,7 +103,7 @@ def check(system: System, weighted: WeightedSamples) -> list[Check]:
     """The virial, the bonds' temperature, the agreement of both halves on every observable, and no frame of the other handedness."""
     estimates = estimate(system, weighted)
     first = weighted.proposal.group < (weighted.proposal.group.max() + 1) // 2
-    halves = [estimate(system, _rows(weighted, rows)) for rows in (first, ~first)]
+    halves = [estimate(system, weighted.take(rows)) for rows in (first, ~first)]
     outside = torch.isinf(weighted.u).double()
     forced, expected = (average(weighted, values).value for values in bond_work(system, weighted.x))
     checks = [virial_check(estimates["virial"], system.space.dim),
@@ -132,9 +132,3 @@ def bond_work(system: System, x: Tensor) -> tuple[Tensor, Tensor]:
     length = bond.norm(dim=2)
     forced = ((length - rest) / length * (bond * grad[:, j]).sum(2)).sum(1)
     return forced, (1.0 + 2.0 * (length - rest) / length).sum(1)
-
-
-def _rows(weighted: WeightedSamples, rows: Tensor) -> WeightedSamples:
-    old = weighted.proposal
-    part = Proposal(x=old.x[rows], log_q=old.log_q[rows], group=old.group[rows], space=old.space, density=old.density, origin=old.origin)
-    return WeightedSamples(proposal=part, u=weighted.u[rows], target=weighted.target)

@@ -147,8 +147,9 @@ def pictures(weighted: WeightedSamples, diagnosis: Diagnosis, reference: Weighte
     z = {name: truth.z for name, truth in diagnosis.reference.items() if math.isfinite(truth.z)}
     if z:
         shown.append((figures.deviations(z), "Every average against its reference value; the dashed lines are at four standard errors."))
-    if figures.spread(weighted) > figures.EQUAL:
+    if figures.spread(weighted) > figures.EQUAL and not weighted.proposal.resampled:
         caption = "Left: the log-weights. Right: how many samples lie above a weight, with the Pareto fit of the tail."
         shown.append((figures.weights(weighted, pareto_k=diagnosis.pareto_k, limit=diagnosis.pareto_k_limit), caption))
-    shown.append((figures.growth(weighted), GROWTH))
+    if math.isfinite(diagnosis.ess.value):
+        shown.append((figures.growth(weighted), GROWTH))
     return shown

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bgwork.error_bars import block_sums, bootstrap, delta_stderr
 from bgwork.protocols import Target
-from bgwork.records import Cost, Density, Estimate, Proposal, WeightedSamples, with_edit
+from bgwork.records import RESAMPLED, Cost, Density, Estimate, Proposal, WeightedSamples, with_edit
 
 
 def weigh(proposal: Proposal, target: Target, *, accept: Collection[Density] = (), batch: int = 4096) -> WeightedSamples:
@@ -67,29 +67,65 @@ def normalised_weights(weighted: WeightedSamples) -> Tensor:
 
 
 def effective_number(weighted: WeightedSamples) -> float:
-    """Kish's effective number of samples, (sum w)^2 / sum w^2 (Kish 1965); it ignores correlation between rows."""
-    return 1.0 / normalised_weights(weighted).square().sum().item()
+    """Kish's effective number of samples, (sum w)^2 / sum w^2 (Kish 1965), with w as in `family_weights`.
+
+    It ignores other correlation between rows. NaN where rows were resampled and their ancestors were not kept.
+    """
+    proposal = weighted.proposal
+    if proposal.resampled and proposal.ancestor is None:
+        return math.nan
+    return 1.0 / family_weights(weighted).square().sum().item()
+
+
+def family_weights(weighted: WeightedSamples) -> Tensor:
+    """Normalised weights, those of rows that descend from one draw added up, [F]; of single rows where nothing was resampled."""
+    return block_sums(normalised_weights(weighted), weighted.proposal.ancestor)
 
 
 def ess(weighted: WeightedSamples, *, generator: torch.Generator | None = None) -> Estimate:
     """Reverse effective sample size as a fraction, (sum w)^2 / (N sum w^2), in [0, 1].
 
-    It cannot see a mode that no sample has reached: `forward_ess` can.
+    It cannot see a mode that no sample has reached: `forward_ess` can. Where rows were resampled, which makes their weights equal by
+    copying them, all that descend from one draw count as one sample of their joint weight (`effective_fraction`).
 
     Args:
         weighted: N samples.
         generator: for the bootstrap; a fixed seed if None.
     Returns:
         The fraction, its bootstrap standard error (over groups where rows are correlated; NaN for a single one), and the number it makes.
+        All NaN where rows were resampled and their ancestors were not kept.
     Raises:
         ValueError: if no weight is positive.
     """
-    p = normalised_weights(weighted)
-    w = p / p.max()  # exactly one where all are equal, so that such an ESS is 1 +- 0
-    sums = block_sums(torch.stack([w, w.square(), torch.ones_like(w)], 1), weighted.proposal.group)
-    replicates = bootstrap(sums, _ess_of_totals, generator=generator)
-    number = effective_number(weighted)
-    return Estimate(value=number / len(p), stderr=replicates.std().item() if len(sums) > 1 else math.nan, n_eff=number)
+    p, proposal, number = normalised_weights(weighted), weighted.proposal, effective_number(weighted)
+    if math.isnan(number):
+        return Estimate(value=math.nan, stderr=math.nan)
+    found = effective_fraction(p, ancestor=proposal.ancestor, group=proposal.group, generator=generator)
+    return replace(found, value=number / len(p), n_eff=number)
+
+
+def effective_fraction(weights: Tensor, *, ancestor: Tensor | None = None, group: Tensor | None = None,
+                       generator: torch.Generator | None = None) -> Estimate:
+    """(sum_a W_a)^2 / (N sum_a W_a^2), W_a the weight of all rows that descend from draw a.
+
+    It never profits from copying rows, and gives no credit for moves that take copies apart, so that the truth lies above.
+
+    Args:
+        weights: [N], some of them positive.
+        ancestor: [N] the draw that each row descends from; None where every row is a draw of its own.
+        group: [N] labels of correlated rows, each of which holds families as a whole; None where families are independent.
+        generator: for the bootstrap; a fixed seed if None.
+    Returns:
+        The fraction, its bootstrap standard error over groups (NaN for a single one), and the number it makes.
+    """
+    w = weights / weights.max()  # exactly one where all are equal, so that such an ESS is 1 +- 0
+    family, rows = block_sums(torch.stack([w, torch.ones_like(w)], 1), ancestor).unbind(1)
+    if ancestor is not None and group is not None:
+        index = torch.unique(ancestor, return_inverse=True)[1]
+        group = group.new_zeros(len(family)).scatter_(0, index, group)
+    sums = block_sums(torch.stack([family, family.square(), rows], 1), group)
+    value, replicates = _ess_of_totals(sums.sum(0, keepdim=True)).item(), bootstrap(sums, _ess_of_totals, generator=generator)
+    return Estimate(value=value, stderr=replicates.std().item() if len(sums) > 1 else math.nan, n_eff=value * len(w))
 
 
 def log_z(weighted: WeightedSamples) -> Estimate:
@@ -160,8 +196,8 @@ def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples) -> Tensor
 
 
 def max_weight(weighted: WeightedSamples) -> float:
-    """Largest single weight as a fraction of their sum."""
-    return normalised_weights(weighted).max().item()
+    """Largest single weight as a fraction of their sum, with weights as in `family_weights`; NaN as `effective_number`."""
+    return math.nan if math.isnan(effective_number(weighted)) else family_weights(weighted).max().item()
 
 
 def negative_mass(weighted: WeightedSamples) -> Estimate:
@@ -197,10 +233,11 @@ def resample(weighted: WeightedSamples, n: int, *, generator: torch.Generator) -
     if n < 1:
         raise ValueError(f"cannot resample {n} rows; ask for at least one")
     drawn = torch.multinomial(normalised_weights(weighted), n, replacement=True, generator=generator)
-    old, u = weighted.proposal, weighted.u[drawn]
-    proposal = replace(old, x=old.x[drawn], log_q=-u, density=Density.UNNORMALISED, sign=None if old.sign is None else old.sign[drawn],
-                       group=drawn if old.group is None else old.group[drawn])
-    return WeightedSamples(proposal=with_edit(proposal, f"resampled {n} of {len(weighted)} rows"), u=u, target=weighted.target)
+    copies = weighted.take(drawn)
+    rows = copies.proposal
+    proposal = replace(rows, log_q=-copies.u, density=Density.UNNORMALISED, group=drawn if rows.group is None else rows.group,
+                       ancestor=drawn if rows.ancestor is None else rows.ancestor)
+    return replace(copies, proposal=with_edit(proposal, f"{RESAMPLED}{n} of {len(weighted)} rows"))
 
 
 def _admit(proposal: Proposal, accept: Collection[Density]) -> Proposal:
@@ -209,8 +246,9 @@ def _admit(proposal: Proposal, accept: Collection[Density]) -> Proposal:
     name = proposal.density.value
     if proposal.density not in accept:
         raise ValueError(f"{name} samples have no proper weights; sample with an exact density, or pass "
-                         f"accept=[Density.{name.upper()}] and every figure will say so")
-    return with_edit(proposal, f"accepted {name} density")
+                         f"accept=[Density.{name.upper()}] (--accept {name}) and every figure will say so")
+    edit = f"accepted {name} density"
+    return proposal if edit in proposal.origin.edits else with_edit(proposal, edit)
 
 
 def _ess_of_totals(totals: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A run: the folder runs/<system>/<name>/ and the steps that fill it, each skipped where its result already lies there.
 
     generator --draw--> samples.npz (x, log_q) --finish--> samples.npz (with u)
-              --evaluate_held_out--> held_out.safetensors (log q at reference samples)
+              --held_out.evaluate--> held_out.safetensors (log q at reference samples)
 
 What decides the numbers is hashed into the samples' origin, so that stored samples are taken up again only if they are what is asked for.
 """
@@ -14,34 +14,52 @@ import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tomli_w
 import torch
 
 from bgwork import store
 from bgwork.generators import generator_path, load_trained
-from bgwork.protocols import HasLogProb, Sampler
+from bgwork.protocols import Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, versions
 from bgwork.recipes import Choice, Recipe, Trained
 from bgwork.recipes.files import OBJECTIVES
 from bgwork.records import Density, Proposal, WeightedSamples
-from bgwork.report import REFERENCE_FILE, HeldOut
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
-from bgwork.system import System, load_system, reference_samples
+from bgwork.system import System, load_system
 
 RUNS = Path("runs")
-SAMPLES_FILE, HELD_OUT_FILE, SETTINGS_FILE = "samples.npz", "held_out.safetensors", "sampling.toml"
+SAMPLES_FILE, SETTINGS_FILE = "samples.npz", "sampling.toml"
 INTEGRATORS = tuple(dict.fromkeys(name for kind in OBJECTIVES.values() for name in kind.integrators))  # of any generator
 WEIGHTS = ("density", "continuous", "path")
-HELD_OUT = 400  # reference samples, spread evenly over all of them, at which the generator's density is evaluated, for forward ESS and BAR
 
 Note = Callable[[str], None]
 
 
 class RunError(ValueError):
     """A run that cannot be found or made as asked."""
+
+
+class Drawing(Protocol):
+    """What `draw` and `finish` need to know: a `Run`, or an `annealing.Annealing`."""
+
+    folder: Path
+    system: System
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides the numbers."""
+        ...
+
+    def sample(self, on_batch: Progress) -> Proposal:
+        """The samples asked for."""
+        ...
+
+    def write_settings(self) -> None:
+        """Write down how they were drawn."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +134,6 @@ class Run:
     settings: SampleSettings
 
     @property
-    def samples(self) -> Path:
-        return self.folder / SAMPLES_FILE
-
-    @property
-    def held_out(self) -> Path:
-        return self.folder / HELD_OUT_FILE
-
-    @property
     def fingerprint(self) -> str:
         """Of the generator's file, the settings and the system's definition."""
         system = file_fingerprint(self.system.path / "system.toml")
@@ -135,6 +145,21 @@ class Run:
         origin = replace(self.trained.origin, config_hash=self.fingerprint, seed=asked.seed)
         choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights, on_batch=on_batch)
         return self.recipe.sampler_of(replace(self.trained, origin=origin), choice)
+
+    def sample(self, on_batch: Progress) -> Proposal:
+        """The samples asked for."""
+        return self.sampler(on_batch).sample(self.settings.n, generator=torch.Generator().manual_seed(self.settings.seed))
+
+    @property
+    def named_generator(self) -> dict[str, str]:
+        """The generator's file and its fingerprint, for sampling.toml."""
+        return {"generator": str(self.generator), "generator_fingerprint": self.trained.origin.config_hash}
+
+    def write_settings(self) -> None:
+        """recipe.toml, as the generator was trained with, and sampling.toml, as these samples were drawn with."""
+        meta = store.load_checkpoint(self.generator)[1]
+        write_recipe(self.folder, meta["recipe"], {key: meta[key] for key in ("recipe_name", "seed", "commit", "versions")})
+        write_sampling(self.folder, {"system": str(self.system.path)} | self.named_generator | asdict(self.settings))
 
 
 def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None = None, folder: Path | None) -> Run:
@@ -158,65 +183,32 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
     return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=asked)
 
 
-def draw(run: Run, *, progress: Progress, note: Note) -> Proposal | WeightedSamples:
+def draw(run: Drawing, *, progress: Progress, note: Note) -> Proposal | WeightedSamples:
     """Samples with log q, stored before anything else is done with them; those that lie there already if they are what is asked for."""
-    if run.samples.exists():
-        stored = store.load_samples(run.samples)
+    path = run.folder / SAMPLES_FILE
+    if path.exists():
+        stored = store.load_samples(path)
         if proposal_of(stored).origin.config_hash == run.fingerprint:
-            note(f"samples exist and are kept: {run.samples}")
+            note(f"samples exist and are kept: {path}")
             return stored
-        note(f"replacing {run.samples}, whose samples were drawn with other settings or another generator or system")
-    proposal = run.sampler(progress).sample(run.settings.n, generator=torch.Generator().manual_seed(run.settings.seed))
-    write_settings(run)
-    store.save_samples(run.samples, proposal)
+        note(f"replacing {path}, whose samples were drawn with other settings or another generator or system")
+    proposal = run.sample(progress)
+    run.write_settings()
+    store.save_samples(path, proposal)
     return proposal
 
 
-def finish(run: Run, samples: Proposal | WeightedSamples, *, accept: Collection[Density]) -> WeightedSamples:
+def finish(run: Drawing, samples: Proposal | WeightedSamples, *, accept: Collection[Density]) -> WeightedSamples:
     """Energies, and with them weights, added to stored samples that have none yet."""
     if isinstance(samples, WeightedSamples):
         return samples
+    path = run.folder / SAMPLES_FILE
     if not samples.density.trusted and samples.density not in accept:
         raise RunError(f"the density is {samples.density.value}, so these samples have no proper weights ({samples.note}); try more "
-                       f"--steps, or --accept {samples.density.value} to weigh {run.samples} nevertheless, an edit named in the report")
+                       f"--steps, or --accept {samples.density.value} to weigh {path} nevertheless, an edit named in the report")
     weighted = weigh(samples, run.system.target, accept=accept)
-    store.save_samples(run.samples, weighted)
+    store.save_samples(path, weighted)
     return weighted
-
-
-def evaluate_held_out(run: Run, *, progress: Progress, note: Note) -> None:
-    """Store the generator's log-density at some of the reference samples and which ones they are, unless it lies there already."""
-    if not (run.system.path / REFERENCE_FILE).exists():
-        return
-    if held_out_density(run.folder, run.system, made_with=run.fingerprint) is not None:
-        note(f"density at the reference samples exists and is kept: {run.held_out}")
-        return
-    sampler = run.sampler(progress)
-    if not isinstance(sampler, HasLogProb):
-        note(f"no density at reference samples: {run.settings.weights} weights belong to samples, not to configurations")
-        return
-    x = reference_samples(run.system).x
-    rows = torch.linspace(0, len(x) - 1, min(HELD_OUT, len(x)), dtype=torch.float64).round().long()
-    log_q = sampler.log_prob(x[rows])
-    meta = {"fingerprint": run.fingerprint, "reference": file_fingerprint(run.system.path / REFERENCE_FILE), "system": run.system.name}
-    store.save_checkpoint(run.held_out, {"log_q": log_q, "rows": rows}, meta)
-
-
-def held_out_density(folder: Path, system: System, *, made_with: str) -> HeldOut | None:
-    """What `evaluate_held_out` stored in a folder, if it is of these very reference samples.
-
-    Args:
-        folder: of the run.
-        system: whose reference samples they are.
-        made_with: fingerprint of the run.
-    """
-    path, reference = folder / HELD_OUT_FILE, system.path / REFERENCE_FILE
-    if not (path.exists() and reference.exists()):
-        return None
-    tensors, meta = store.load_checkpoint(path)
-    if (meta.get("fingerprint"), meta.get("reference")) != (made_with, file_fingerprint(reference)):
-        return None
-    return HeldOut(log_q=tensors["log_q"], rows=tensors["rows"])
 
 
 def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSamples:
@@ -258,15 +250,10 @@ def provenance() -> dict[str, Any]:
     return {"command": shlex.join(["bgwork", *sys.argv[1:]]), "commit": commit(), "versions": versions()}
 
 
-def write_settings(run: Run) -> None:
-    """recipe.toml, as the generator was trained with, and sampling.toml, as these samples were drawn with."""
-    meta = store.load_checkpoint(run.generator)[1]
-    trained = {key: meta[key] for key in ("recipe_name", "seed", "commit", "versions")}
-    write_recipe(run.folder, meta["recipe"], trained)
-    settings = {name: value for name, value in asdict(run.settings).items() if value is not None}
-    sampling = {"system": str(run.system.path), "generator": str(run.generator),
-                "generator_fingerprint": run.trained.origin.config_hash, **settings, **provenance()}
-    store.write_text(run.folder / SETTINGS_FILE, tomli_w.dumps(sampling))
+def write_sampling(folder: Path, settings: Mapping[str, Any]) -> None:
+    """sampling.toml: settings that are not None, with command, commit and versions."""
+    known = {name: value for name, value in settings.items() if value is not None}
+    store.write_text(folder / SETTINGS_FILE, tomli_w.dumps(known | provenance()))
 
 
 def write_recipe(folder: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:

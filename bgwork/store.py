@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bgwork.curved import ConstantCurvature, Hyperboloid, Sphere
-from bgwork.records import Certificate, Cost, Density, Origin, Proposal, WeightedSamples
+from bgwork.records import COLUMNS, Certificate, Cost, Density, Origin, Proposal, WeightedSamples
 from bgwork.spaces import Euclidean, MeanFree, Space
 
 SPACES: dict[str, type[Space]] = {"euclidean": Euclidean, "mean-free": MeanFree, "sphere": Sphere, "hyperboloid": Hyperboloid}
@@ -141,7 +141,7 @@ def save_samples(path: Path, samples: Proposal | WeightedSamples) -> None:
     meta = {
         "format": "bgwork-samples-1", "space": space, **curvature_of(proposal.space), "density": proposal.density.value,
         "origin": proposal.origin, "cost": proposal.cost, "certificate": proposal.certificate, "note": proposal.note}
-    arrays = {name: getattr(proposal, name).numpy() for name in ("x", "log_q", "group", "sign") if getattr(proposal, name) is not None}
+    arrays = {name: getattr(proposal, name).numpy() for name in COLUMNS if getattr(proposal, name) is not None}
     if isinstance(samples, WeightedSamples):
         arrays["u"], meta["target"] = samples.u.numpy(), samples.target
     arrays["meta"] = np.array(json.dumps(_jsonable(meta)))
@@ -196,7 +196,7 @@ def _samples_from(arrays: Mapping[str, np.ndarray]) -> Proposal | WeightedSample
     proposal = Proposal(
         x=x, log_q=torch.from_numpy(arrays["log_q"]), space=space,
         density=Density(meta["density"]), origin=origin, cost=Cost(**meta["cost"]), certificate=certificate, note=meta["note"],
-        **{name: torch.from_numpy(arrays[name]) for name in ("group", "sign") if name in arrays})
+        **{name: torch.from_numpy(arrays[name]) for name in COLUMNS[2:] if name in arrays})
     if "u" not in arrays:
         return proposal
     return WeightedSamples(proposal=proposal, u=torch.from_numpy(arrays["u"]), target=meta["target"])

@@ -15,6 +15,12 @@ COUNTED = {"network": "network evaluations", "divergence": "divergences", "jacob
            "gradient": "gradients"}
 SPENT = {"energy_evaluations": "energies", "gradient_evaluations": "gradients"}  # by a training, as its metrics and header name them
 
+WEIGHT_TEXTS = {
+    False: (("ESS", "fraction of the samples that count; blind to a mode that no sample reached"),
+            "share of the total carried by one sample"),
+    True: (("ESS per ancestor", "all that descend from one draw count as one sample; what moves made of copies earns nothing here"),
+           "share of the total carried by all that descend from one draw")}  # by whether rows were resampled
+
 
 def number(value: float | None, digits: int = 4) -> str:
     """A number for a table; a dash where there is none."""
@@ -38,11 +44,12 @@ def estimate(value: Estimate | Mapping[str, float] | None) -> str:
 
 def weight_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(figure, value, meaning) of everything that says whether the weights can be believed."""
+    ess, share = WEIGHT_TEXTS[report["resampled"]]
     rows = [
-        ("ESS", estimate(report["ess"]), "fraction of the samples that count; blind to a mode that no sample reached"),
+        (ess[0], estimate(report["ess"]), ess[1]),
         ("forward ESS", estimate(report["forward_ess"]), "the same seen from reference samples; a missing mode shows here"),
         ("Pareto k", number(report["pareto_k"], 3), f"tail of the weights; reliable up to {number(report['pareto_k_limit'], 2)} at this N"),
-        ("largest weight", number(report["max_weight"], 3), "share of the total carried by one sample"),
+        ("largest weight", number(report["max_weight"], 3), share),
         ("failed rows", f"{report['n_failed']} of {report['n']}", "rows with a NaN, kept with zero weight"),
         ("log Z", estimate(report["log_z"]), "absolute log partition function, from the weights alone"),
         ("log Z (BAR)", estimate(report["log_z_bar"]), "the same with the help of reference samples; the two must agree"),

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bgwork import held_out, runs, store, tables, terminal
 from bgwork import reference as reference_data
-from bgwork import runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.export import export_samples
 from bgwork.generators import generator_path, shipped_generators
 from bgwork.learning import training_record
-from bgwork.pareto import pareto_k, pareto_limit
+from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe
 from bgwork.records import Density, WeightedSamples
 from bgwork.reference_checks import ReferenceRun
@@ -23,7 +23,7 @@ from bgwork.reference_trajectory import from_trajectory
 from bgwork.report import Report, average_all, kept_report, write_report
 from bgwork.retarget import retarget_temperature
 from bgwork.reweighting import ess, log_z, max_weight, resample
-from bgwork.runs import RUNS, Run
+from bgwork.runs import RUNS, Drawing, Run
 from bgwork.system import System, load_system
 
 
@@ -182,31 +182,32 @@ def with_generator(source: str, recipe: str | None) -> str:
     return str(training.folder)
 
 
-def sample(run: Run, *, accept: Collection[Density]) -> WeightedSamples:
+def sample(run: Drawing, *, accept: Collection[Density]) -> WeightedSamples:
     """Draw, weigh and store."""
     runs.ensure_writable(run.folder)
     with terminal.progress(f"Sampling {run.system.name}") as tick:
         samples = runs.draw(run, progress=tick, note=terminal.note)
     weighted = runs.finish(run, samples, accept=accept)
-    terminal.say(f"{len(weighted)} weighted samples in {run.samples}")
+    terminal.say(f"{len(weighted)} weighted samples in {run.folder / runs.SAMPLES_FILE}")
     terminal.say(quality(weighted))
     return weighted
 
 
 def quality(weighted: WeightedSamples) -> str:
     """What says whether to believe the weights, on one line."""
-    k, limit, edits = pareto_k(weighted.log_w), pareto_limit(len(weighted)), weighted.proposal.origin.edits
-    return (f"ESS {tables.estimate(ess(weighted))}   Pareto k {k:.2f} (limit {limit:.2f})   "
-            f"largest weight {max_weight(weighted):.2g}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
+    edits, copies = weighted.proposal.origin.edits, weighted.proposal.resampled
+    tail = "" if copies else f"Pareto k {tail_shape(weighted):.2f} (limit {pareto_limit(len(weighted)):.2f})   "
+    return (f"ESS{' per ancestor' if copies else ''} {tables.estimate(ess(weighted))}   {tail}"
+            f"largest weight {tables.number(max_weight(weighted), 2)}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
 
 
 def evaluate_held_out(run: Run) -> None:
     """The generator's density at reference samples, for forward ESS and BAR."""
     with terminal.progress("Density at reference samples") as tick:
-        runs.evaluate_held_out(run, progress=tick, note=terminal.note)
+        held_out.evaluate(run, progress=tick, note=terminal.note)
 
 
-def keep_or_write_report(run: Run) -> None:
+def keep_or_write_report(run: Drawing) -> None:
     """The report, unless the one that lies there was made from the same files."""
     kept = kept_report(run.folder, run.system)
     if kept is None:
@@ -220,9 +221,9 @@ def report(folder: Path, system: System | None) -> None:
     """Write the report and print its tables."""
     weighted = runs.weighted_samples(folder, system=system)
     system = system or load_system(weighted.proposal.origin.system)
-    held_out = runs.held_out_density(folder, system, made_with=weighted.proposal.origin.config_hash)
+    density = held_out.stored_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     provenance = runs.provenance() | {"sampling": runs.read_settings(folder)}
-    show_report(write_report(folder, weighted, system, held_out=held_out, provenance=provenance,
+    show_report(write_report(folder, weighted, system, held_out=density, provenance=provenance,
                              training=training_record(provenance["sampling"])))
 
 

@@ -16,6 +16,7 @@ from test_analysis import run
 from bgwork import runs, store
 from bgwork.analysis import Source, at_temperature, delta_f_of, function_of, load, residues_of
 from bgwork.export import export_samples
+from bgwork.held_out import HELD_OUT_FILE
 from bgwork.provenance import file_fingerprint
 from bgwork.reweighting import weigh
 from bgwork.system import System, load_system
@@ -41,7 +42,7 @@ def folder(system, tmp_path) -> Path:
     rows = torch.arange(0, 300, 2)
     meta = {"fingerprint": "made-up", "reference": file_fingerprint(system.path / "reference.npz"), "system": system.name}
     log_q = -system.target.u(reference.x[rows]) + 60.0
-    store.save_checkpoint(tmp_path / "run" / runs.HELD_OUT_FILE, {"log_q": log_q, "rows": rows}, meta)
+    store.save_checkpoint(tmp_path / "run" / HELD_OUT_FILE, {"log_q": log_q, "rows": rows}, meta)
     return tmp_path / "run"
 
 

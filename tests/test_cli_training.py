@@ -96,6 +96,12 @@ def test_a_finished_training_is_not_overwritten(toy):
     assert files(toy.root) == before
 
 
+def test_a_start_of_another_size_is_refused(toy):
+    data = ("--data", toy.system / "reference.npz")
+    refused(call("train", "toy", *data, "--set", "training.initial=eqot-fm", "--set", "field.hidden=9"), "eqot-fm.safetensors", "[field]")
+    assert not (toy.root / "runs" / "toy" / "eqot-fm-0" / "checkpoint.safetensors").exists()
+
+
 @pytest.mark.parametrize("command", ["reference", "sample"])
 def test_interrupted_work_leaves_nothing_half_written(toy, monkeypatch, command):
     def interrupt(*_: object, **__: object) -> None:

@@ -25,7 +25,6 @@ from bgwork.conformation import (
     residues,
     torsion_functions,
 )
-from bgwork.figures import select
 from bgwork.molecule import topology_of
 from bgwork.priors import Gaussian
 from bgwork.records import WeightedSamples
@@ -70,8 +69,8 @@ def test_basins_of_known_conformations(phi, psi, name):
     x, residue = dihedral_at(math.radians(phi), math.radians(psi)), residues(plain(peptide()))[0]
     assert ramachandran(x, residue)[0].tolist() == pytest.approx([math.radians(phi), math.radians(psi)])
     assert BASINS[basin(x, residue=residue).item()] == name
-    assert has_positive_phi(x, residue=residue).item() == (name == "left-handed")
-    assert has_other_phi(x, residue=residue).item() == (name != "left-handed")
+    assert has_positive_phi(x, phi=residue.phi).item() == (name == "left-handed")
+    assert has_other_phi(x, phi=residue.phi).item() == (name != "left-handed")
 
 
 def dihedral_at(phi: float, psi: float) -> torch.Tensor:
@@ -130,6 +129,6 @@ def test_routes_that_cannot_be_had_say_why():
     found = delta_f(own, residue)
     assert list(found.by_route) == ["weights"]
     assert "no reference samples" in found.missing["reference"] and "not known" in found.missing["local"]
-    nowhere = has_other_phi(own.x, residue=residue)
-    one_basin = select(own, nowhere)
+    nowhere = has_other_phi(own.x, phi=residue.phi)
+    one_basin = own.take(nowhere)
     assert "no sample of positive weight lies in basin b" in delta_f(one_basin, residue).missing["weights"]

@@ -13,8 +13,8 @@ from oracles import LINE, GaussianOracle, MissingMode, chains, gaussian_mixture,
 from bgwork import figures
 from bgwork.observables import radius_of_gyration
 from bgwork.pareto import truncate
-from bgwork.records import Certificate, Cost, Density, Estimate, WeightedSamples, with_edit
-from bgwork.reweighting import weigh
+from bgwork.records import MOVED, Certificate, Cost, Density, Estimate, WeightedSamples, with_edit
+from bgwork.reweighting import resample, weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
 from bgwork.spaces import Euclidean
 
@@ -201,6 +201,39 @@ def test_thinned_samples_may_be_trusted_and_the_edit_is_shown():
     weighted = good()
     thinned = diagnose(replace(weighted, proposal=with_edit(weighted.proposal, "kept every 2nd draw of 4000")))
     assert thinned.trusted and "edited: kept every 2nd draw of 4000" in thinned.verdict
+
+
+def test_configurations_moved_by_a_markov_chain_may_be_trusted():
+    """Equilibrium sets of molecules are resampled from walkers and moved on by Hamiltonian Monte Carlo: neither edit biases."""
+    target, generator = GaussianOracle(), torch.Generator().manual_seed(3)
+    walkers = good(4000, group=torch.arange(4000) % 40)
+    copies = resample(walkers, 3000, generator=generator)
+    moved = replace(copies, proposal=with_edit(copies.proposal, f"{MOVED}40 steps of Hamiltonian Monte Carlo, 0.93 accepted"))
+    diagnosis = diagnose(moved, reference=reference_for(target))
+    assert diagnosis.trusted, diagnosis.verdict
+    assert "edited: resampled 3000 of 4000 rows, edited: each moved on by 40 steps" in diagnosis.verdict
+
+
+def test_resampled_rows_are_judged_by_their_ancestors():
+    """Copies of a few draws have equal weights, so that the ESS of single rows is 1 although next to nothing was sampled."""
+    few = resample(good(6), 3000, generator=torch.Generator().manual_seed(0))
+    diagnosis = diagnose(few)
+    assert diagnosis.resampled and diagnosis.ess.value < 6.5 / 3000 and diagnosis.max_weight > 1 / 7
+    assert math.isnan(diagnosis.pareto_k) and any("all that descend from one draw" in note for note in diagnosis.notes)
+    assert any("all that descends from a single draw carries" in p for p in diagnosis.problems)
+    assert any("effective samples of 3000" in p for p in diagnosis.problems)
+    content = to_json_dict(diagnosis)
+    assert content["resampled"] and content["pareto_k"] is None and content["ess"]["value"] == diagnosis.ess.value
+
+
+def test_resampled_rows_without_ancestors_have_no_ess():
+    """Files from before ancestors were kept: nothing is better than a 1 that means nothing."""
+    copies = resample(good(4000), 3000, generator=torch.Generator().manual_seed(0))
+    old = replace(copies, proposal=replace(copies.proposal, ancestor=None))
+    diagnosis = diagnose(old)
+    assert math.isnan(diagnosis.ess.value) and math.isnan(diagnosis.max_weight) and "ESS" not in diagnosis.verdict
+    assert any("was not kept which are copies" in note for note in diagnosis.notes)
+    assert diagnosis.trusted and "effective of 3000 samples" in diagnosis.verdict
 
 
 def test_a_reference_the_flow_cannot_invert_is_said_to_be_unknown():

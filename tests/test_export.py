@@ -81,7 +81,7 @@ def test_a_strangers_script_finds_our_population(system, weighted, tmp_path):
     files = export_samples(weighted, system, tmp_path / "samples", kind="dcd")
     done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, files)], capture_output=True, text=True, timeout=60, check=True)
     residue = residues(system.topology)[0]
-    ours = expectation(weighted, lambda x: has_positive_phi(x, residue=residue).double())
+    ours = expectation(weighted, lambda x: has_positive_phi(x, phi=residue.phi).double())
     assert float(done.stdout.split()[-1]) == pytest.approx(ours.value, abs=1e-9)
 
 

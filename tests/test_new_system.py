@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 
-from bgwork.new_system import NewSystem, new_system
+from bgwork.new_system import NewSystem, _recipe, new_system
+from bgwork.recipes import Request, default_recipe, load_recipe
 from bgwork.system import SystemError, load_system
 from bgwork.targets.chamber import Chamber
 from bgwork.targets.force_fields import ForceFieldError
@@ -32,6 +33,25 @@ def test_the_new_system_is_the_shipped_one(pdb, tmp_path):
     assert mine.basins == "phi_basin" and "phi_positive" in mine.observables
     assert 0.5 * shipped.prior.std < mine.prior.std < 2 * shipped.prior.std
     assert load_system("mine", folder=tmp_path / "systems").name == "mine"
+
+
+def test_the_new_system_has_a_recipe_that_trains(pdb, tmp_path):
+    """The one shipped for the same molecule, whose batches are those that a step of the new system's takes up."""
+    system, shipped = (load_system(path) for path in (new_system(NewSystem(pdb=pdb(), solvent="vacuum"), folder=tmp_path), "ala2-vacuum"))
+    recipe, known = load_recipe(system), load_recipe(shipped, "fm")
+    assert default_recipe(system) == "fm" and recipe.model_dump() == known.model_dump()
+    data = system.structure + 0.005 * torch.randn(4, 22, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    job = load_recipe(system, overrides=["training.batch=2", "field.hidden=8"]).job(
+        Request(system=system, name="fm", folder=tmp_path, seed=0, data=system.space.project(data)))
+    assert torch.isfinite(job.loss(job.model, job.data(0)))
+
+
+def test_the_recipe_follows_the_size_of_the_molecule():
+    """A chain twice as long as the shipped one's reach needs a longer radial basis and smaller batches."""
+    chain = torch.zeros(60, 3, dtype=torch.float64)
+    chain[:, 0] = torch.linspace(0, 4.0, 60)
+    made = _recipe(chain)
+    assert made["field"]["r_max"] == 6.0 and made["field"]["n_basis"] == 96 and made["training"]["batch"] == 16
 
 
 def test_temperature_scales_energy_and_ladder(pdb, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from toy import RECIPE
 
+from bgwork import store
 from bgwork.couplings import EquivariantOptimalTransport, Independent, OptimalTransport
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.multihop import MultiHop
@@ -92,9 +93,33 @@ def test_training_can_start_from_a_generator_of_the_system(toy):
     job = started.job(Request(system=system, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5))
     shipped = load_generator(toy.generator).field.state_dict()
     assert all(torch.equal(value, shipped[name]) for name, value in job.model.state_dict().items())
-    other = load_recipe(system, overrides=["training.initial=eqot-fm", "field.depth=2"])
-    with pytest.raises(RecipeError, match="other weights"):
-        other.job(Request(system=system, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5))
+
+
+@pytest.mark.parametrize(("change", "misfit"), [
+    ("depth=2", r"[1-9]\d* weights missing, 0 unknown"), ("hidden=9", r"is \[8.*\], not \[9.*\]")])
+@pytest.mark.parametrize(("objective", "extra"), [
+    ("flow-matching", {}), ("polish", {"coupling": None, "sampler": {"integrator": "midpoint", "steps": 2}}),
+    ("polish-map", {"coupling": None, "sampler": {"steps": 2}})])
+def test_a_generator_with_another_field_is_refused_as_a_start(toy, objective, extra, change, misfit):
+    name, value = change.split("=")
+    values = tomllib.loads(RECIPE) | {"objective": objective} | extra
+    values["training"] = {key: v for key, v in values["training"].items() if key != "batch"} | {"initial": "eqot-fm"}
+    made = {key: v for key, v in values.items() if v is not None}
+    system = load_system(toy.system)
+    request = Request(system=system, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5)
+    if objective == "polish-map":  # needs a flow map of the same sizes as the toy's field
+        distilled(toy, made["field"])
+    other = made | {"field": made["field"] | {name: int(value)}}
+    with pytest.raises(RecipeError, match=rf"eqot-fm.safetensors does not fit the recipe's \[field\]: .*{misfit}; start from"):
+        parse_recipe(other, source="test").job(request)
+    parse_recipe(made, source="test").job(request)
+
+
+def distilled(toy, field):
+    """The weights of a flow map in place of the shipped generator's."""
+    values = {"objective": "distill", "field": field, "training": {"steps": 1, "loss": "consistency"}}
+    network = initial_network(parse_recipe(values, source="test"), load_system(toy.system), seed=0)
+    store.save_checkpoint(toy.generator, dict(network.named_parameters()), {"kind": "generator"})
 
 
 def test_initial_weights_depend_on_the_seed_alone():

@@ -17,7 +17,7 @@ from scipy import stats
 from bgwork import figures, page, tables
 from bgwork.records import Density, Estimate, Origin, Proposal, WeightedSamples
 from bgwork.report import kept_report, pictures, write_report
-from bgwork.reweighting import normalised_weights, weigh
+from bgwork.reweighting import normalised_weights, resample, weigh
 from bgwork.samplers.diagnosis import ReferenceSet
 from bgwork.samplers.diagnostics import diagnose, to_json_dict
 from bgwork.spaces import Euclidean
@@ -93,6 +93,20 @@ def test_page_marks_doubt_edits_and_far_off_averages():
     assert 'class="verdict doubt"' in text and "truncated 3 weights" in text and '<td class="bad">' in text
     fine = page.render(content_of(weighted_gaussian(2000, seed=0)), [])
     assert 'class="verdict trust"' in fine and '<td class="bad">' not in fine and 'class="edits"' not in fine
+
+
+def test_report_of_resampled_rows_says_which_effective_sample_size_it_prints(toy):
+    system = load_system("toy")
+    copies = resample(weigh(reference_samples(system), system.target), 900, generator=torch.Generator().manual_seed(0))
+    report = write_report(toy.root, copies, system, held_out=None, provenance=PROVENANCE)
+    shown = {name: value for name, value, _ in tables.weight_rows(report.content)}
+    assert 0.35 < report.content["ess"]["value"] < 0.45, "600 rows drawn 900 times: 1 / (1 + 1.5)"
+    assert "ESS" not in shown and shown["ESS per ancestor"] != tables.NONE == shown["Pareto k"]
+    assert "ESS per ancestor" in report.html.read_text()
+    unknown = replace(copies, proposal=replace(copies.proposal, ancestor=None))
+    shown = {name: value for name, value, _ in tables.weight_rows(content_of(unknown))}
+    assert shown["ESS per ancestor"] == shown["largest weight"] == tables.NONE
+    assert not any("first N samples" in caption for _, caption in pictures(unknown, diagnose(unknown), None, system))
 
 
 def test_report_of_markov_chains_has_no_log_z(toy):

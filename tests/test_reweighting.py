@@ -9,7 +9,17 @@ from oracles import LINE, GaussianOracle, MissingMode, binomial_bounds, chains, 
 
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Estimate, Origin, Proposal, WeightedSamples
-from bgwork.reweighting import ess, expectation, log_z, max_weight, negative_mass, normalised_weights, resample, weigh
+from bgwork.reweighting import (
+    effective_fraction,
+    ess,
+    expectation,
+    log_z,
+    max_weight,
+    negative_mass,
+    normalised_weights,
+    resample,
+    weigh,
+)
 from bgwork.spaces import Euclidean, MeanFree
 
 SPACES = [Euclidean(n=3, d=2), MeanFree(n=4, d=2)]
@@ -191,16 +201,39 @@ def test_weights_do_not_depend_on_the_batch():
 
 def test_resampling_keeps_averages_and_their_error_bars_honest():
     target, n = GaussianOracle(), 200
-    runs = []
-    for seed in range(n):
-        weighted = wide(target, 500, seed=seed, std=1.4)
-        runs.append(resample(weighted, 500, generator=torch.Generator().manual_seed(seed)))
+    before = [wide(target, 500, seed=seed, std=1.4) for seed in range(n)]
+    runs = [resample(weighted, 500, generator=torch.Generator().manual_seed(seed)) for seed, weighted in enumerate(before)]
     assert runs[0].proposal.origin.edits == ("resampled 500 of 500 rows",)
-    assert ess(runs[0]).value == pytest.approx(1.0)
     low, high = binomial_bounds(n, 0.9545)
     assert low < covered([expectation(w, square) for w in runs], target.mean_square) < high
     with pytest.raises(ValueError, match="log Z is unknown"):
         log_z(runs[0])
+
+
+def test_copies_earn_no_effective_sample_size():
+    """N multinomial draws give row i on average sum_j n_j^2 = N (1 + (N - 1) sum p^2), so that 1 / ESS grows by nearly one."""
+    runs = [(w, resample(w, 2000, generator=torch.Generator().manual_seed(k))) for k, w in enumerate(wide(GaussianOracle(), 2000, seed=k)
+            for k in range(20))]
+    excess = torch.tensor([1 / ess(copies).value - 1 / ess(plain).value for plain, copies in runs])
+    assert abs(excess.mean() - 1) < 4 * excess.std() / 20**0.5 < 0.2
+    plain, copies = runs[0]
+    assert ess(copies).value < ess(plain).value < ess(copies).value + 0.5 and ess(copies).stderr < 0.1
+    assert max_weight(copies) == pytest.approx(copies.proposal.ancestor.unique(return_counts=True)[1].max().item() / 2000)
+    assert copies.proposal.resampled and not plain.proposal.resampled
+    again = resample(copies, 500, generator=torch.Generator().manual_seed(0))
+    assert set(again.proposal.ancestor.tolist()) <= set(copies.proposal.ancestor.tolist()) and len(again) == 500
+    unknown = replace(copies, proposal=replace(copies.proposal, ancestor=None))
+    assert math.isnan(ess(unknown).value) and math.isnan(max_weight(unknown))
+
+
+def test_families_fall_into_the_groups_of_their_rows():
+    """Islands {0, 1}, {2, 3}: each is one block of the bootstrap, and its families count with their joint weight."""
+    w, ancestor, island = torch.tensor([1.0, 1.0, 2.0, 0.0]).double(), torch.tensor([1, 1, 3, 2]), torch.tensor([0, 0, 1, 1])
+    found = effective_fraction(w, ancestor=ancestor, group=island)
+    assert found.value == pytest.approx(16 / (4 * (4 + 4))) and found.n_eff == pytest.approx(2.0)
+    alike = effective_fraction(torch.tensor([2.0, 0.0, 2.0, 0.0]).double(), group=island)
+    assert found.stderr == pytest.approx(alike.stderr) == 0.0
+    assert effective_fraction(w, ancestor=ancestor, group=torch.zeros(4)).stderr != found.stderr  # NaN: one block says nothing
 
 
 def test_negative_mass_of_a_known_fold():

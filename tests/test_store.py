@@ -25,7 +25,7 @@ def proposal(n: int = 5) -> Proposal:
     return Proposal(
         x=x, log_q=torch.randn(n, generator=generator, dtype=torch.float64), space=space, density=Density.EXACT,
         origin=Origin(method="flow", system="dw4", seed=7, config_hash="ab", commit="cd", edits=("first edit",)),
-        cost=Cost(network=10, jacobian=5, seconds=0.5), group=torch.arange(n), sign=torch.ones(n),
+        cost=Cost(network=10, jacobian=5, seconds=0.5), group=torch.arange(n), sign=torch.ones(n), ancestor=torch.arange(n) // 2,
         certificate=Certificate(n=n, n_negative=0, n_round_trip=3), note="a note")
 
 

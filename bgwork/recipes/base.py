@@ -156,17 +156,34 @@ def initial_network(recipe: Recipe, system: System, *, seed: int) -> nn.Module:
         return recipe.network(system)
 
 
-def load_initial(network: nn.Module, system: System, name: str) -> None:
+def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str = "", ignore: tuple[str, ...] = ()) -> None:
     """Start from the weights of one of the system's generators.
 
+    Args:
+        network: changed in place.
+        system: whose generator it is.
+        name: of the generator.
+        wrapper: prefix that the weights' names have in generators in which the network is a part.
+        ignore: prefixes of the other parts.
     Raises:
         RecipeError: if they do not fit the network.
     """
     path = system.path / "generators" / f"{name}.safetensors"
-    weights = store.load_checkpoint(path)[0]
-    if weights.keys() != dict(network.named_parameters()).keys():
-        raise RecipeError(f"{path} has other weights than the recipe's field; start from a generator with the same [field]")
+    weights = {key.removeprefix(wrapper): value for key, value in store.load_checkpoint(path)[0].items() if not key.startswith(ignore)}
+    misfit = misfit_of(weights, network)
+    if misfit:
+        raise RecipeError(f"{path} does not fit the recipe's [field]: {misfit}; start from a generator with the same [field]")
     network.load_state_dict(weights, strict=False)
+
+
+def misfit_of(weights: Mapping[str, Tensor], network: nn.Module) -> str:
+    """Why weights cannot be those of a network, in words; empty if they can."""
+    own = network.state_dict()
+    lacking, unknown = {name for name, _ in network.named_parameters()} - weights.keys(), weights.keys() - own.keys()
+    if lacking or unknown:
+        return f"{len(lacking)} weights missing, {len(unknown)} unknown"
+    other = next((name for name in weights if own[name].shape != weights[name].shape), None)
+    return f"its {other} is {list(weights[other].shape)}, not {list(own[other].shape)}" if other else ""
 
 
 def job_meta(recipe: Recipe, request: Request) -> Mapping[str, Any]:

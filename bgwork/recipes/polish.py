@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bgwork import store
 from bgwork.fields.compiled import CompiledField
 from bgwork.objectives.polish import CoarseFlow, PolishLoss, PolishSource
 from bgwork.protocols import Sampler
-from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta, load_initial
 from bgwork.recipes.sections import DivergenceSection, GridSection, PolishTrainingSection
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid, LearnedGrid
@@ -58,7 +57,7 @@ class PolishRecipe(Recipe):
     def job(self, request: Request) -> TrainingJob:
         system, settings = request.system, self.polish.settings()
         network = initial_network(self, system, seed=request.seed)
-        start_from(network.field, system, self.training.initial)
+        load_initial(network.field, system, self.training.initial, wrapper="field.", ignore=("grid.",))
         if self.training.compiled:
             network.arithmetic = CompiledField(network.field, rows=ROWS)
         source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data)
@@ -80,17 +79,3 @@ class PolishRecipe(Recipe):
         field, grid = trained.network.executed()
         return Flow(prior=trained.prior, field=field, grid=grid, origin=trained.origin, round_trip=trained.round_trip,
                     on_batch=choice.on_batch)
-
-
-def start_from(field: nn.Module, system: System, name: str) -> None:
-    """Take the field's weights from one of the system's generators, trained by flow matching or itself polished.
-
-    Raises:
-        RecipeError: if they do not fit.
-    """
-    path = system.path / "generators" / f"{name}.safetensors"
-    weights = store.load_checkpoint(path)[0]
-    weights = {key.removeprefix("field."): value for key, value in weights.items() if not key.startswith("grid.")}
-    if weights.keys() != dict(field.named_parameters()).keys():
-        raise RecipeError(f"{path} has other weights than the recipe's field; polish a generator with the same [field]")
-    field.load_state_dict(weights, strict=False)

@@ -6,11 +6,10 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from bgwork import store
 from bgwork.fields.two_times import AverageVelocity, of_two_times
 from bgwork.objectives.polish import PolishLoss, PolishSource
 from bgwork.protocols import Sampler
-from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import DivergenceSection, PolishTrainingSection
 from bgwork.samplers.flow_map import FewSteps, FlowMapSampler, even_times
 from bgwork.system import Count, Section, System
@@ -43,7 +42,7 @@ class MapPolishRecipe(Recipe):
     def job(self, request: Request) -> TrainingJob:
         system, settings = request.system, self.polish.settings()
         network = self.fresh_network(request)
-        start_map_from(network.average, system, self.training.initial)
+        load_initial(network.average, system, self.training.initial, wrapper="average.")
         source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data)
         return TrainingJob(
             model=network, loss=PolishLoss(settings), data=source, config=self.training.config(), folder=request.folder,
@@ -61,16 +60,3 @@ class MapPolishRecipe(Recipe):
         few = trained.network
         return FlowMapSampler(prior=trained.prior, average=few.average, times=few.times, origin=trained.origin,
                               round_trip=trained.round_trip, on_batch=choice.on_batch)
-
-
-def start_map_from(average: AverageVelocity, system: System, name: str) -> None:
-    """Take the weights of one of the system's generators, distilled or polished.
-
-    Raises:
-        RecipeError: if they do not fit.
-    """
-    path = system.path / "generators" / f"{name}.safetensors"
-    weights = {key.removeprefix("average."): value for key, value in store.load_checkpoint(path)[0].items()}
-    if weights.keys() != dict(average.named_parameters()).keys():
-        raise RecipeError(f"{path} has other weights than the recipe's field; polish a flow map distilled with the same [field]")
-    average.load_state_dict(weights, strict=False)

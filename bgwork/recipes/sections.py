@@ -125,15 +125,15 @@ class LoopSection(Section):
     """[training], the part that every objective shares: the loop's settings (`TrainingConfig`) and the size of a progress evaluation."""
 
     steps: Count
-    learning_rate: Positive = 2e-3
-    warmup: Count = 500
-    weight_decay: Annotated[float, Field(ge=0, strict=False)] = 1e-4
-    clip: Positive = 1.0
-    ema: Share = 0.999
-    bfloat16: Share = 0.0
-    compiled: bool = False
-    checkpoint_every: Count = 500
-    log_every: Count = 100
+    learning_rate: Positive = TrainingConfig.learning_rate
+    warmup: Count = TrainingConfig.warmup
+    weight_decay: Annotated[float, Field(ge=0, strict=False)] = TrainingConfig.weight_decay
+    clip: Positive = TrainingConfig.clip
+    ema: Share = TrainingConfig.ema
+    bfloat16: Share = TrainingConfig.bfloat16
+    compiled: bool = TrainingConfig.compiled
+    checkpoint_every: Count = TrainingConfig.checkpoint_every
+    log_every: Count = TrainingConfig.log_every
     evaluate_every: Annotated[int, Field(ge=0)] = 5000
     evaluate_samples: Count = 500
 
@@ -178,12 +178,12 @@ class GridSection(Section):
 class DivergenceSection(Section):
     """[polish]: what a polish minimises, as in `PolishSettings`."""
 
-    batch: Count = 32
-    share: Share = 1.0
-    data: Literal["path", "likelihood"] = "path"
-    own: Literal["reverse", "forward", "chi-square"] = "forward"
-    margin: Positive = 0.05
-    fold_weight: Positive = 10.0
+    batch: Count = PolishSettings.batch
+    share: Share = PolishSettings.share
+    data: Literal["path", "likelihood"] = PolishSettings.data
+    own: Literal["reverse", "forward", "chi-square"] = PolishSettings.own
+    margin: Positive = PolishSettings.margin
+    fold_weight: Positive = PolishSettings.fold_weight
 
     def settings(self) -> PolishSettings:
         return PolishSettings(**{name: getattr(self, name) for name in DivergenceSection.model_fields})

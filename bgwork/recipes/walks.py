@@ -41,10 +41,10 @@ class WalkSection(StopsSection):
 class ReplaySection(Section):
     """[replay]: as in `ReplaySettings`."""
 
-    capacity: Count = 10_000
-    fresh: Count = 1000
-    every: Count = 100
-    batch: Count = 256
+    capacity: Count = ReplaySettings.capacity
+    fresh: Count = ReplaySettings.fresh
+    every: Count = ReplaySettings.every
+    batch: Count = ReplaySettings.batch
 
     def build(self, *, priority: str = "") -> ReplaySettings:
         return ReplaySettings(**self.model_dump(), priority=priority)

@@ -42,6 +42,8 @@ class Diagnosis:
 
     Attributes:
         overlap_failure: why BAR and forward ESS could not be had although there was a reference; else empty.
+        resampled: whether rows are copies; then `ess` and `max_weight` count all that descend from one draw as one sample (NaN where
+            ancestors were not kept), and there is no `pareto_k` (NaN), since resampling has cut the tail off.
         cost: totals over the n samples.
         observables: averages by name; "u" is always among them.
         reference: the reference value of each observable that has one.
@@ -57,6 +59,7 @@ class Diagnosis:
     seed: int | None
     density: Density
     certificate: Certificate | None
+    resampled: bool
     ess: Estimate
     forward_ess: Estimate | None
     pareto_k: float

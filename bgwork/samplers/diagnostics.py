@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bgwork.free_energy import forward_ess, log_z_bar
-from bgwork.pareto import pareto_k, pareto_limit
-from bgwork.records import Density, Estimate, WeightedSamples
+from bgwork.pareto import pareto_limit, tail_shape
+from bgwork.records import Density, Estimate, Proposal, WeightedSamples
 from bgwork.reweighting import average, ess, evaluate, expectation, log_z, max_weight, negative_mass
 from bgwork.samplers.diagnosis import Comparison, Diagnosis, ReferenceSet
 from bgwork.samplers.verdict import judge
@@ -44,13 +44,14 @@ def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None
     absolute, notes = _absolute(weighted, reference)
     figures = Diagnosis(
         system=proposal.origin.system, method=proposal.origin.method, target=weighted.target, n=len(weighted), seed=proposal.origin.seed,
-        density=proposal.density, certificate=proposal.certificate, ess=ess(weighted), pareto_k=pareto_k(weighted.log_w),
+        density=proposal.density, certificate=proposal.certificate, resampled=proposal.resampled,
+        ess=ess(weighted), pareto_k=tail_shape(weighted),
         pareto_k_limit=pareto_limit(len(weighted)), max_weight=max_weight(weighted), n_failed=weighted.n_failed,
         n_groups=None if proposal.group is None else len(proposal.group.unique()),
         negative_mass=None if proposal.sign is None else negative_mass(weighted), observables=averages,
         reference=_compare(averages, _reference_values(averages, reference, observables or {})), basins=basins,
         basin_reference=_compare(basins, basin_truth), cost=proposal.cost, edits=proposal.origin.edits,
-        notes=tuple(note for note in (proposal.note, *notes) if note), **absolute)
+        notes=tuple(note for note in (proposal.note, _copies(proposal), *notes) if note), **absolute)
     return judge(figures)
 
 
@@ -82,6 +83,15 @@ def _absolute(weighted: WeightedSamples, reference: ReferenceSet) -> tuple[dict[
     except ValueError as error:
         figures["overlap_failure"] = str(error)
     return figures, []
+
+
+def _copies(proposal: Proposal) -> str:
+    """What resampling has left unknown."""
+    if not proposal.resampled:
+        return ""
+    if proposal.ancestor is None:
+        return "rows were resampled and it was not kept which are copies, so ESS and largest weight are unknown"
+    return "rows were resampled: ESS and largest weight are of all that descend from one draw, and the weights have no tail to look at"
 
 
 def _reference_values(names: Iterable[str], reference: ReferenceSet, observables: Mapping[str, Observable]) -> dict[str, Estimate]:

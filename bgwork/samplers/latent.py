@@ -19,7 +19,7 @@ from bgwork.samplers.batches import in_batches
 from bgwork.samplers.executed import ExecutedMap, Pushed
 from bgwork.samplers.moves import CrankNicolson, Kernel
 from bgwork.samplers.schedules import Schedule
-from bgwork.samplers.smc import SMC
+from bgwork.samplers.smc import SMC, Tempering
 from bgwork.spaces import Space
 
 CERTIFIED = 64  # samples of the flow itself, drawn for its certificate
@@ -82,11 +82,12 @@ class PulledBack:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AnnealedFlow:
-    """Sequential Monte Carlo from a flow to its target in latent space; see `SMC` for the arguments that it shares.
+class AnnealedFlow(Tempering):
+    """Sequential Monte Carlo from a flow to its target in latent space.
 
     Every transition of `CrankNicolson` costs one more sample of the flow with its density, so this pays only where the flow's effective
-    fraction is so low that drawing more samples is hopeless; `Rejuvenated` costs energies alone.
+    fraction is so low that drawing more samples is hopeless; `Rejuvenated` costs energies alone. Arguments as
+    in `Tempering`, and
 
     Args:
         flow: generator with a Gaussian prior and the density of its executed map.
@@ -108,11 +109,6 @@ class AnnealedFlow:
     flow: ExecutedMap
     target: Target
     kernel: Kernel = CrankNicolson()
-    islands: int = 32
-    resample_below: float = 0.5
-    keep: float = 0.9
-    pilot: int = 128
-    schedule: Schedule | None = None
 
     @property
     def space(self) -> Space:
@@ -148,5 +144,4 @@ class AnnealedFlow:
             density=Density.PATH if certificate.clean else Density.UNCERTIFIED, note=f"in latent space, {latent.note}; {own.note}")
 
     def _latent(self, pulled: PulledBack) -> SMC:
-        return SMC(prior=self.flow.prior, target=pulled, kernel=self.kernel, islands=self.islands, resample_below=self.resample_below,
-                   keep=self.keep, pilot=self.pilot, schedule=self.schedule)
+        return SMC(prior=self.flow.prior, target=pulled, **self.tempering)

@@ -1,29 +1,15 @@
-"""Markov chain Monte Carlo as samplers: Hamiltonian Monte Carlo and parallel tempering, many chains in one batch.
-
-Their density is UNNORMALISED: log_q = -u up to one constant, so that ratios and averages pass through the same reweighting as
-any other proposal, and log Z is refused.
-"""
+"""Markov chain Monte Carlo as samplers: Hamiltonian Monte Carlo and parallel tempering, many chains in one batch; log_q = -u."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from bgwork.protocols import Target
-from bgwork.records import Cost, Density, Origin, Proposal
-from bgwork.samplers.batches import check_count
-from bgwork.spaces import Space
-
-Progress = Callable[[int, int, str], None]
-
-
-def silent(done: int, total: int, text: str) -> None:
-    """The progress callback that shows nothing."""
+from bgwork.samplers.chains import ChainSampler, Kept
 
 
 @dataclass(kw_only=True)
@@ -116,7 +102,7 @@ class StepSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelTempering:
+class ParallelTempering(ChainSampler):
     """Replica exchange: HMC at each rung of a temperature ladder, neighbours swapped after every transition.
 
         swap (a, b) with min(1, exp((beta_a - beta_b)(u_a - u_b))), even and odd pairs in turn
@@ -135,15 +121,12 @@ class ParallelTempering:
         step: first guess of the leapfrog step, in the system's length unit.
         acceptance: wanted mean acceptance.
         jitter: the step is drawn anew each transition, uniformly within this relative distance, which breaks periodic orbits.
-        system: name that the proposal's origin carries.
-        progress: called as progress(done, total, text).
+        system, progress: as in `ChainSampler`.
 
     Raises:
         ValueError: if betas are not a ladder down from 1, or a setting is out of range.
     """
 
-    target: Target
-    start: Tensor
     betas: tuple[float, ...] = (1.0, 0.7, 0.45, 0.25)
     burn_in: int = 500
     thin: int = 10
@@ -151,8 +134,6 @@ class ParallelTempering:
     step: float = 0.05
     acceptance: float = 0.8
     jitter: float = 0.2
-    system: str = ""
-    progress: Progress = field(default=silent, repr=False)
 
     def __post_init__(self) -> None:
         falling = all(b < a for a, b in zip(self.betas, self.betas[1:], strict=False))
@@ -162,33 +143,11 @@ class ParallelTempering:
             raise ValueError(f"thin and leapfrog must be positive, burn_in not negative; got {self.thin}, {self.leapfrog}, {self.burn_in}")
 
     @property
-    def space(self) -> Space:
-        return self.target.space
-
-    @property
     def method(self) -> str:
         return "hmc" if len(self.betas) == 1 else "parallel-tempering"
 
-    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
-        """n configurations of the first rung, draw by draw: row k belongs to chain k mod C, and `group` says so.
-
-        Raises:
-            ValueError: if n is not positive or a chain starts where u is not finite.
-        """
-        check_count(n)
-        began, before = time.perf_counter(), self.target.n_gradient
-        chains = len(self.start)
-        draws = -(-n // chains)
-        x, u = self._run(draws, generator)
-        cost = Cost(gradient=self.target.n_gradient - before, seconds=time.perf_counter() - began)
-        return Proposal(
-            x=x.flatten(0, 1)[:n].clone(), log_q=-u.flatten()[:n], space=self.space, density=Density.UNNORMALISED,
-            origin=Origin(method=self.method, system=self.system or self.target.name, seed=generator.initial_seed()), cost=cost,
-            group=torch.arange(chains).repeat(draws)[:n].clone())
-
-    def _run(self, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Kept configurations [draws, C, n, d] and energies [draws, C] of the first rung."""
-        chains, rungs = len(self.start), len(self.betas)
+    def _run(self, draws: int, generator: torch.Generator) -> Kept:
+        before, chains, rungs = self.target.n_gradient, len(self.start), len(self.betas)
         state = ChainState.at(self.target, self.start.repeat_interleave(rungs, 0))
         sizes = StepSize(self.step, rungs=rungs, acceptance=self.acceptance)
         kept_x, kept_u = torch.empty(draws, *self.start.shape, dtype=torch.float64), torch.empty(draws, chains, dtype=torch.float64)
@@ -204,7 +163,7 @@ class ParallelTempering:
                 kept_x[draw], kept_u[draw] = state.x[::rungs], state.u[::rungs]
             text = f"{'burn-in' if adapting else 'sampling'}, step {step[0]:.3g}, acceptance {probability[:, 0].mean():.2f}"
             self.progress(k + 1, total, text)
-        return kept_x, kept_u
+        return Kept(x=kept_x, log_q=-kept_u, gradients=self.target.n_gradient - before)
 
     def _transition(self, state: ChainState, step: Tensor, *, parity: int, generator: torch.Generator) -> Tensor:
         """One HMC transition of all replicas, then swaps; acceptance probabilities [C, rungs]."""

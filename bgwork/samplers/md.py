@@ -7,7 +7,6 @@ averages come out unbiased. The time step leaves an error of second order in the
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,10 +17,7 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from bgwork.records import Cost, Density, Origin, Proposal
-from bgwork.samplers.batches import check_count
-from bgwork.samplers.mcmc import Progress, silent
-from bgwork.spaces import Space
+from bgwork.samplers.chains import ChainSampler, Kept, Progress, silent
 from bgwork.targets.openmm import OpenMMTarget
 
 
@@ -62,7 +58,7 @@ class Bias(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MolecularDynamics:
+class MolecularDynamics(ChainSampler):
     """Independent Langevin walkers, one after the other; `group` is the walker.
 
         log_q = -u(x) - V(x)/kT, up to one constant
@@ -74,20 +70,16 @@ class MolecularDynamics:
         burn_in: time steps discarded of each walker.
         thin: time steps between kept configurations.
         dynamics: time step and friction.
-        system: name that the proposal's origin carries.
-        progress: called as progress(done, total, text).
+        system, progress: as in `ChainSampler`.
     Raises:
         DynamicsError: if a setting is out of range.
     """
 
     target: OpenMMTarget
-    start: Tensor
     bias: Bias | None = None
     burn_in: int = 100_000
     thin: int = 100
     dynamics: Langevin = field(default_factory=Langevin)
-    system: str = ""
-    progress: Progress = field(default=silent, repr=False)
 
     def __post_init__(self) -> None:
         self.target.space.check(self.target.space.project(self.start))
@@ -95,18 +87,11 @@ class MolecularDynamics:
             raise DynamicsError(f"burn_in must not be negative and thin positive, got {self.burn_in} and {self.thin}")
 
     @property
-    def space(self) -> Space:
-        return self.target.space
+    def method(self) -> str:
+        return "md" if self.bias is None else "biased-md"
 
-    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
-        """n configurations, draw by draw: row k belongs to walker k mod C.
-
-        Raises:
-            DynamicsError: if a trajectory blows up.
-        """
-        check_count(n)
-        began, walkers = time.perf_counter(), len(self.start)
-        draws = -(-n // walkers)
+    def _run(self, draws: int, generator: torch.Generator) -> Kept:
+        walkers = len(self.start)
         context = self._context(draw_seed(generator))
         x = np.empty((draws, walkers, self.space.n, 3))
         total = np.empty((draws, walkers))
@@ -115,13 +100,8 @@ class MolecularDynamics:
             total[draw, walker] = context.getState(energy=True).getPotentialEnergy()._value / self.target.kT
             if not math.isfinite(total[draw, walker]):
                 raise DynamicsError(f"the dynamics blew up (walker {walker}); use a shorter time step than {self.dynamics.step} ps")
-        steps = walkers * (self.burn_in + draws * self.thin)
-        method = "md" if self.bias is None else "biased-md"
-        return Proposal(
-            x=self.space.project(torch.from_numpy(x).flatten(0, 1)[:n].clone()), log_q=-torch.from_numpy(total).flatten()[:n].clone(),
-            space=self.space, density=Density.UNNORMALISED, cost=Cost(gradient=steps, seconds=time.perf_counter() - began),
-            origin=Origin(method=method, system=self.system or self.target.name, seed=generator.initial_seed()),
-            group=torch.arange(walkers).repeat(draws)[:n].clone())
+        positions = self.space.project(torch.from_numpy(x).flatten(0, 1)).view(x.shape)
+        return Kept(x=positions, log_q=-torch.from_numpy(total), gradients=walkers * (self.burn_in + draws * self.thin))
 
     def _context(self, seed: int) -> openmm.Context:
         system = self.target.system()

@@ -11,13 +11,12 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from bgwork.samplers.mcmc import Progress, silent
+from bgwork.observables import Atoms
+from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.md import DynamicsError, Langevin, draw_seed, place, positions_of, reference_platform, temperature
 from bgwork.targets.openmm import OpenMMTarget
 
 BIAS_GROUP = 31  # force group of the bias; the System's own forces are in the others
-
-Atoms = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)

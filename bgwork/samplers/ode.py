@@ -6,9 +6,11 @@ for `bgwork.samplers.flow.Flow`, whose density has no solver error, and the way 
 
 from __future__ import annotations
 
+import abc
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torchdiffeq
@@ -26,23 +28,37 @@ class SolverError(ValueError):
     """The adaptive solver could not go on (a diverging trajectory, or tolerances below the field's round-off)."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ContinuousFlow:
-    """Sampler whose density is the divergence integral by the integrator's own quadrature.
+@dataclass(frozen=True, kw_only=True)
+class Integrated:
+    """Where prior draws went.
 
-    The solver error is measured by doubling the steps for a few samples and printed in the proposal's note.
+    Attributes:
+        x: [N, n, d] end points at t = 1.
+        integral: [N] int_0^1 div v dt.
+        cost: of it, without its time.
+        note: on the error of the integral.
+    """
+
+    x: Tensor
+    integral: Tensor
+    cost: Cost
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IntegratedFlow(abc.ABC):
+    """What the samplers here share.
 
     Args:
-        prior, field, origin, grid, batch, on_batch: as for `Flow`; the field needs a divergence only.
-        n_check: samples integrated once more with doubled steps.
+        prior, field, origin, batch, on_batch: as for `Flow`.
     """
+
+    density: ClassVar[Density] = Density.CONTINUOUS
 
     prior: Prior
     field: Field
     origin: Origin
-    grid: Grid = Grid()
     batch: int = 256
-    n_check: int = 64
     on_batch: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -53,40 +69,72 @@ class ContinuousFlow:
         return self.prior.space
 
     def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
-        """Draw n samples, density CONTINUOUS.
+        """Draw n samples, of the class's density.
 
         Args:
             n: number of samples.
-            generator: source of the prior draws.
+            generator: source of everything random.
         Raises:
             ValueError: if n < 1, or the field does not fit the prior's space.
         """
         z, started = draw(self.prior, self.field, n, generator), time.perf_counter()
-        x, integral = walk(self.field, z, self.grid, self.grid.intervals, self.batch, self.on_batch)
-        log_q = self.prior.log_prob(z) - integral
-        few = z[: self.n_check]
-        finer = self.grid.doubled()
-        x_finer, integral_finer = walk(self.field, few, finer, finer.intervals, self.batch)
-        note = solver_error(x[: len(few)], log_q[: len(few)], x_finer, self.prior.log_prob(few) - integral_finer)
-        evaluations = n * self.grid.evaluations + len(few) * finer.evaluations
+        made = self._integrate(z, generator)
         return Proposal(
-            x=x, log_q=log_q, space=self.space, density=Density.CONTINUOUS, origin=seeded(self.origin, generator),
-            cost=Cost(network=evaluations, divergence=evaluations, seconds=time.perf_counter() - started),
-            note=f"divergence integral, {self.grid.integrator} with {self.grid.steps} steps: {note}")
+            x=made.x, log_q=self.prior.log_prob(z) - made.integral, space=self.space, density=self.density,
+            origin=seeded(self.origin, generator), cost=replace(made.cost, seconds=time.perf_counter() - started), note=made.note)
+
+    @abc.abstractmethod
+    def _integrate(self, z: Tensor, generator: torch.Generator) -> Integrated:
+        """From prior draws z to t = 1."""
+
+
+class ReversibleFlow(IntegratedFlow):
+    """One whose equation can be solved backwards."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density [B] at x by the equation solved backwards on the same grid: right up to solver error, like the samples' own.
+        """Log-density [B] at x by the equation solved backwards: right up to solver error, like the samples' own.
 
         Raises:
             ValueError: if x has the wrong shape, holds NaN, or is not on the space.
         """
         check_configurations(x, self.space)
-        z, integral = walk(self.field, x.double(), self.grid, self.grid.reversed, self.batch, self.on_batch)
+        z, integral = self._backwards(x.double())
         return self.prior.log_prob(z) - integral
+
+    @abc.abstractmethod
+    def _backwards(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From x at t = 1 to t = 0, and int_0^1 div v dt."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AdaptiveFlow:
+class ContinuousFlow(ReversibleFlow):
+    """Sampler whose density is the divergence integral by the integrator's own quadrature, on the same grid in both directions.
+
+    The solver error is measured by doubling the steps for a few samples and printed in the proposal's note.
+
+    Args:
+        prior, field, origin, grid, batch, on_batch: as for `Flow`; the field needs a divergence only.
+        n_check: samples integrated once more with doubled steps.
+    """
+
+    grid: Grid = Grid()
+    n_check: int = 64
+
+    def _integrate(self, z: Tensor, generator: torch.Generator) -> Integrated:
+        x, integral = walk(self.field, z, self.grid, self.grid.intervals, self.batch, self.on_batch)
+        few, finer = z[: self.n_check], self.grid.doubled()
+        x_finer, integral_finer = walk(self.field, few, finer, finer.intervals, self.batch)
+        error = solver_error(x[: len(few)], -integral[: len(few)], x_finer, -integral_finer)
+        evaluations = len(z) * self.grid.evaluations + len(few) * finer.evaluations
+        return Integrated(x=x, integral=integral, cost=Cost(network=evaluations, divergence=evaluations),
+                          note=f"divergence integral, {self.grid.integrator} with {self.grid.steps} steps: {error}")
+
+    def _backwards(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return walk(self.field, x, self.grid, self.grid.reversed, self.batch, self.on_batch)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptiveFlow(ReversibleFlow):
     """Sampler with torchdiffeq's adaptive Dormand-Prince solver for positions and divergence integral, density CONTINUOUS.
 
     The step size is shared by a batch, so that a sample's numbers depend, at the level of the tolerance, on its batch mates.
@@ -96,48 +144,21 @@ class AdaptiveFlow:
         rtol, atol: relative and absolute tolerances of the solver.
     """
 
-    prior: Prior
-    field: Field
-    origin: Origin
     rtol: float = 1e-5
     atol: float = 1e-5
-    batch: int = 256
-    on_batch: Progress | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.batch)
+        super().__post_init__()
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
 
-    @property
-    def space(self) -> Space:
-        return self.prior.space
-
-    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
-        """Draw n samples, density CONTINUOUS.
-
-        Args:
-            n: number of samples.
-            generator: source of the prior draws.
-        Raises:
-            ValueError: if n < 1, or the field does not fit the prior's space.
-        """
-        z, started = draw(self.prior, self.field, n, generator), time.perf_counter()
+    def _integrate(self, z: Tensor, generator: torch.Generator) -> Integrated:
         x, integral, evaluations = self._solve(z, (0.0, 1.0))
-        return Proposal(
-            x=x, log_q=self.prior.log_prob(z) - integral, space=self.space, density=Density.CONTINUOUS,
-            origin=seeded(self.origin, generator), note=f"divergence integral, dopri5 with rtol {self.rtol:g} and atol {self.atol:g}",
-            cost=Cost(network=evaluations, divergence=evaluations, seconds=time.perf_counter() - started))
+        return Integrated(x=x, integral=integral, cost=Cost(network=evaluations, divergence=evaluations),
+                          note=f"divergence integral, dopri5 with rtol {self.rtol:g} and atol {self.atol:g}")
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density [B] at x by the equation solved backwards.
-
-        Raises:
-            ValueError: if x has the wrong shape, holds NaN, or is not on the space.
-        """
-        check_configurations(x, self.space)
-        z, integral, _ = self._solve(x.double(), (1.0, 0.0))
-        return self.prior.log_prob(z) - integral
+    def _backwards(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._solve(x, (1.0, 0.0))[:2]
 
     @torch.no_grad()
     def _solve(self, x: Tensor, times: tuple[float, float]) -> tuple[Tensor, Tensor, int]:
@@ -163,7 +184,7 @@ class AdaptiveFlow:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HutchinsonFlow:
+class HutchinsonFlow(IntegratedFlow):
     """Sampler whose divergence is estimated with random probes, fixed along each trajectory (Grathwohl et al. 2019, FFJORD, eq. 7).
 
     log q is unbiased but noisy, and E[exp(noise)] != 1: weights built from it are wrong by exp(tau^2 / 2) in Z and lose a factor
@@ -176,41 +197,22 @@ class HutchinsonFlow:
         probes: independent Rademacher probes per trajectory, at least 2.
     """
 
-    prior: Prior
-    field: Field
-    origin: Origin
+    density: ClassVar[Density] = Density.STOCHASTIC
+
     grid: Grid = Grid()
     probes: int = 4
-    batch: int = 256
-    on_batch: Progress | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.batch)
+        super().__post_init__()
         if self.probes < 2:
             raise ValueError(f"at least 2 probes are needed to measure the noise of log q, got {self.probes}")
 
-    @property
-    def space(self) -> Space:
-        return self.prior.space
-
-    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
-        """Draw n samples, density STOCHASTIC.
-
-        Args:
-            n: number of samples.
-            generator: source of the prior draws and of the probes.
-        Raises:
-            ValueError: if n < 1, or the field does not fit the prior's space.
-        """
-        z, started = draw(self.prior, self.field, n, generator), time.perf_counter()
-        probes = rademacher((n, self.probes, *z.shape[1:]), generator=generator)
-        parts = [self._solve(z[rows], probes[rows]) for rows in in_batches(n, self.batch, self.on_batch)]
+    def _integrate(self, z: Tensor, generator: torch.Generator) -> Integrated:
+        probes = rademacher((len(z), self.probes, *z.shape[1:]), generator=generator)
+        parts = [self._solve(z[rows], probes[rows]) for rows in in_batches(len(z), self.batch, self.on_batch)]
         x, integrals = (torch.cat(column) for column in zip(*parts, strict=True))
-        evaluations = n * self.grid.evaluations
-        return Proposal(
-            x=x, log_q=self.prior.log_prob(z) - integrals.mean(1), space=self.space, density=Density.STOCHASTIC,
-            origin=seeded(self.origin, generator), note=predicted_damage(integrals),
-            cost=Cost(network=evaluations * (1 + self.probes), seconds=time.perf_counter() - started))
+        cost = Cost(network=len(z) * self.grid.evaluations * (1 + self.probes))
+        return Integrated(x=x, integral=integrals.mean(1), cost=cost, note=predicted_damage(integrals))
 
     @torch.no_grad()
     def _solve(self, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:

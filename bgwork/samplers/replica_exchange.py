@@ -8,20 +8,15 @@ momenta are rescaled by the square root of the temperatures' ratio, so that each
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import openmm
 import torch
-from torch import Tensor
 
 from bgwork import units
-from bgwork.records import Cost, Density, Origin, Proposal
-from bgwork.samplers.batches import check_count
-from bgwork.samplers.mcmc import Progress, silent
+from bgwork.samplers.chains import ChainSampler, Kept
 from bgwork.samplers.md import DynamicsError, Langevin, draw_seed, place, reference_platform
-from bgwork.spaces import Space
 from bgwork.targets.openmm import OpenMMTarget
 
 
@@ -65,7 +60,7 @@ class Replicas:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplicaExchange:
+class ReplicaExchange(ChainSampler):
     """Independent ladders of replicas, one after the other; configurations of the first rung are handed over, `group` is the ladder.
 
     Args:
@@ -76,21 +71,17 @@ class ReplicaExchange:
         steps: time steps a round.
         thin: rounds between kept configurations.
         dynamics: time step and friction, of all rungs.
-        system: name that the proposal's origin carries.
-        progress: called as progress(done, total, text).
+        system, progress: as in `ChainSampler`.
     Raises:
         DynamicsError: if the temperatures are no ladder up from the target's, or a setting is out of range.
     """
 
     target: OpenMMTarget
-    start: Tensor
     temperatures: tuple[float, ...]
     burn_in: int = 100
     steps: int = 500
     thin: int = 1
     dynamics: Langevin = field(default_factory=Langevin)
-    system: str = ""
-    progress: Progress = field(default=silent, repr=False)
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
@@ -103,31 +94,21 @@ class ReplicaExchange:
             raise DynamicsError(f"burn_in must not be negative, steps and thin positive; got {self.burn_in}, {self.steps}, {self.thin}")
 
     @property
-    def space(self) -> Space:
-        return self.target.space
+    def method(self) -> str:
+        return "replica-exchange"
 
-    def sample(self, n: int, *, generator: torch.Generator) -> Proposal:
-        """n configurations of the first rung, draw by draw: row k belongs to ladder k mod C. The note tells the acceptances.
-
-        Raises:
-            DynamicsError: if a trajectory blows up.
-        """
-        check_count(n)
-        began, ladders = time.perf_counter(), len(self.start)
-        draws = -(-n // ladders)
+    def _run(self, draws: int, generator: torch.Generator) -> Kept:
+        ladders = len(self.start)
         x, energy = np.empty((draws, ladders, self.space.n, 3)), np.empty((draws, ladders))
         rates = []
         for ladder in range(ladders):
             x[:, ladder], energy[:, ladder], rate = self._ladder(ladder, draws, generator)
             rates.append(rate)
-        positions = torch.from_numpy(x / self.target.nm).flatten(0, 1)[:n].clone()
+        positions = self.space.project(torch.from_numpy(x / self.target.nm).flatten(0, 1)).view(x.shape)
         steps = ladders * (self.burn_in + draws * self.thin) * self.steps * len(self.temperatures)
         acceptance = ", ".join(f"{rate:.2f}" for rate in np.mean(rates, 0))
-        return Proposal(
-            x=self.space.project(positions), log_q=torch.from_numpy(-energy / self.target.kT).flatten()[:n].clone(), space=self.space,
-            density=Density.UNNORMALISED, cost=Cost(gradient=steps, seconds=time.perf_counter() - began),
-            origin=Origin(method="replica-exchange", system=self.system or self.target.name, seed=generator.initial_seed()),
-            group=torch.arange(ladders).repeat(draws)[:n].clone(), note=f"exchanges accepted between neighbours: {acceptance}")
+        return Kept(x=positions, log_q=torch.from_numpy(-energy / self.target.kT), gradients=steps,
+                    note=f"exchanges accepted between neighbours: {acceptance}")
 
     def _ladder(self, ladder: int, draws: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Kept positions [draws, n, 3] in nm and energies [draws] of the first rung, and acceptance of each exchange [R - 1]."""

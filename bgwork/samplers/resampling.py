@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bgwork.error_bars import block_sums, bootstrap
 from bgwork.records import Estimate
+from bgwork.reweighting import effective_fraction
 from bgwork.samplers.moves import Walkers
 
 
@@ -114,11 +114,10 @@ def resampled(population: Population, below: float, *, generator: torch.Generato
 
 
 def ancestral_ess(population: Population) -> Estimate:
-    """Effective sample size as if descendants of one start were one sample: (sum_a W_a)^2 / (N sum_a W_a^2), W_a the weight of a's family.
+    """Effective sample size as if descendants of one start were one sample (`reweighting.effective_fraction`).
 
-    Resampling makes the rows' weights equal but copies rows, so that the usual ESS of the rows says nothing. This one never profits
-    from copying. It gives no credit for moves that take copies apart, so the truth lies above; observables show by how much
-    (`expectation(...).n_eff`, from the scatter of whole islands).
+    Moves that take copies apart get no credit; observables show what they made of them (`expectation(...).n_eff`, from the scatter of
+    whole islands).
 
     Returns:
         The fraction with its bootstrap standard error over islands (NaN for a single one).
@@ -127,14 +126,5 @@ def ancestral_ess(population: Population) -> Estimate:
     """
     if not population.alive.any():
         raise ValueError(f"all {len(population.log_w)} weights are zero, so no ancestor counts; check the target and its length unit")
-    w = torch.exp(population.log_w - population.log_w.max())
-    family = torch.zeros_like(w).index_add_(0, population.ancestor, w)
-    sums = block_sums(torch.stack([family, family.square(), torch.ones_like(w)], 1), population.island)
-    value, replicates = _fraction(sums.sum(0, keepdim=True)).item(), bootstrap(sums, _fraction)
-    return Estimate(value=value, stderr=replicates.std().item() if len(sums) > 1 else math.nan, n_eff=value * len(w))
-
-
-def _fraction(totals: Tensor) -> Tensor:
-    """(sum w)^2 / (N sum w^2) from totals of (w, w^2, 1) [R, 3]; replicates that drew no positive weight have none."""
-    w, square, n = totals.unbind(1)
-    return torch.where(square > 0, w.square() / (n * square.where(square > 0, 1.0)), 0.0)
+    weights = torch.exp(population.log_w - population.log_w.max())
+    return effective_fraction(weights, ancestor=population.ancestor, group=population.island)

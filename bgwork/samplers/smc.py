@@ -21,7 +21,8 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 
@@ -44,37 +45,51 @@ class Annealed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annealer(abc.ABC):
-    """What `SMC`, `AnnealedImportance` and `Rejuvenated` share.
+class Tempering:
+    """How rows are brought to the target.
 
     Args:
-        target: reduced energy u.
         kernel: moves at every temperature, the last one included.
         islands: independent populations that rows are shared among as evenly as can be.
         resample_below: an island is resampled when its effective fraction falls below this; 0 never, 1 whenever weights differ.
         keep: conditional effective fraction that each step in temperature leaves, in tuning; nearer 1 takes more temperatures.
         pilot: rows of the tuning run.
         schedule: temperatures and steps to use as they are; if None, each call of `sample` tunes its own on a pilot first.
-        system: name that the proposal's origin carries.
 
     Raises:
         ValueError: if a setting is out of range.
     """
 
-    target: Target
     kernel: Kernel = Hamiltonian()
     islands: int = 32
     resample_below: float = 0.5
     keep: float = 0.9
     pilot: int = 128
     schedule: Schedule | None = None
-    system: str = ""
 
     def __post_init__(self) -> None:
         if not (0 <= self.resample_below <= 1 and 0 < self.keep < 1):
             raise ValueError(f"resample_below must lie in [0, 1] and keep in (0, 1), got {self.resample_below} and {self.keep}")
         if self.islands < 1 or self.pilot < 2:
             raise ValueError(f"at least one island and a pilot of two rows are needed, got {self.islands} and {self.pilot}")
+
+    @property
+    def tempering(self) -> dict[str, Any]:
+        """The settings that are stated here, by name."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(Tempering)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealer(Tempering, abc.ABC):
+    """What `SMC`, `AnnealedImportance` and `Rejuvenated` share. Arguments as in `Tempering`, and
+
+    Args:
+        target: reduced energy u.
+        system: name that the proposal's origin carries.
+    """
+
+    target: Target
+    system: str = ""
 
     @property
     def space(self) -> Space:
@@ -132,9 +147,9 @@ class Annealer(abc.ABC):
             n: number of rows, at least one for each island.
             generator: source of everything random, the pilot included.
         Returns:
-            Proposal, density PATH, or that of a start whose weights are improper or not normalised. `group` is the island, or None where
-            rows are independent. Rows without weight (u = +inf, or failed) stay as they were drawn, unless their island was
-            resampled; the note counts those that failed.
+            Proposal, density PATH, or that of a start whose weights are improper or not normalised. `group` is the island, `ancestor`
+            the drawn row that each descends from, both None where rows are independent. Rows without weight (u = +inf, or failed) stay
+            as they were drawn, unless their island was resampled; the note counts those that failed.
         Raises:
             ValueError: if n < 1 or n < islands, or as `tune`.
         """
@@ -157,9 +172,10 @@ class Annealer(abc.ABC):
         start, walkers = weighted.proposal, population.walkers
         log_q = torch.where(population.alive, -walkers.u - population.log_w, start.log_q)
         density = Density.PATH if start.density.trusted and start.density.normalised else start.density
+        families = {"group": population.island, "ancestor": population.ancestor} if self.resample_below > 0 else {"group": None}
         proposal = replace(
-            start, x=walkers.x, log_q=log_q, density=density, group=population.island if self.resample_below > 0 else None, sign=None,
-            certificate=None, cost=start.cost + spent, note=describe(self, weighted, population, schedule))
+            start, x=walkers.x, log_q=log_q, density=density, sign=None, certificate=None, cost=start.cost + spent,
+            note=describe(self, weighted, population, schedule), **families)
         return Annealed(proposal=proposal, population=population)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from bgwork.records import Estimate
+from bgwork.records import MOVED, RESAMPLED, Estimate
 from bgwork.samplers.diagnosis import Comparison, Diagnosis
 
 MAX_FAILED = 1e-3  # fraction of NaN rows (design section 3)
@@ -15,7 +15,7 @@ MIN_EFFECTIVE = 100  # below it the error bars themselves are uncertain by more 
 MIN_GROUPS = 8  # below it an error bar from block means is uncertain by more than 25 %
 FORWARD_TO_REVERSE = 0.5  # forward ESS below this fraction of reverse ESS: the target has weight where the samples have none
 MAX_Z = 4.0
-HARMLESS = ("thinned ", "kept every ", "resampled ")  # how edits begin that leave weights proper; any other may bias
+HARMLESS = ("thinned ", "kept every ", RESAMPLED, MOVED)  # how edits begin that leave weights proper; any other may bias
 
 
 def judge(figures: Diagnosis) -> Diagnosis:
@@ -26,7 +26,9 @@ def judge(figures: Diagnosis) -> Diagnosis:
 
 def _praise(figures: Diagnosis) -> str:
     """The figures that trust rests on, and what was not looked at."""
-    parts = [f"{effective(figures):.0f} effective of {figures.n} samples", f"ESS {_percent(figures.ess)}"]
+    parts = [f"{effective(figures):.0f} effective of {figures.n} samples"]
+    if math.isfinite(figures.ess.value):
+        parts.append(f"ESS{' per ancestor' if figures.resampled else ''} {_percent(figures.ess)}")
     if figures.forward_ess:
         parts.append(f"forward ESS {_percent(figures.forward_ess)}")
     if math.isfinite(figures.pareto_k):
@@ -41,9 +43,12 @@ def _praise(figures: Diagnosis) -> str:
 
 
 def effective(figures: Diagnosis) -> float:
-    """Effective number of samples: Kish's, or, where rows are correlated, that of the worst-sampled observable if smaller."""
+    """Effective number of samples: Kish's, or, where rows are correlated, that of the worst-sampled observable if smaller.
+
+    Resampled rows have only the latter: what moves made of the copies shows in the scatter of groups, not in weights.
+    """
     correlated = [e.n_eff for e in figures.observables.values() if math.isfinite(e.n_eff)] if figures.n_groups else []
-    return min([figures.ess.n_eff, *correlated])
+    return min([figures.n if figures.resampled and correlated else figures.ess.n_eff, *correlated])
 
 
 def _edits(figures: Diagnosis) -> Iterator[str]:
@@ -101,7 +106,8 @@ def _tail(figures: Diagnosis) -> Iterator[str]:
 
 def _single_weight(figures: Diagnosis) -> Iterator[str]:
     if figures.max_weight > MAX_SINGLE_WEIGHT:
-        yield f"a single sample carries {figures.max_weight:.1%} of the weight"
+        carrier = "all that descends from a single draw" if figures.resampled else "a single sample"
+        yield f"{carrier} carries {figures.max_weight:.1%} of the weight"
 
 
 def _too_few(figures: Diagnosis) -> Iterator[str]:

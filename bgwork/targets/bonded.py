@@ -16,39 +16,23 @@ Term = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HarmonicBonds:
-    """sum k/2 (r - r0)^2.
+class Harmonic:
+    """sum k/2 (q - q0)^2, for bonds (q a length in nm) or angles (in rad).
 
     Args:
-        atoms: [T, 2].
-        rest: [T] r0 in nm.
-        stiffness: [T] k in kJ/(mol nm^2).
+        coordinate: (x, atoms) -> q [B, T].
+        atoms: [T, 2] or [T, 3].
+        rest: [T] q0.
+        stiffness: [T] k in kJ/mol per squared unit of q.
     """
 
+    coordinate: Callable[[Tensor, Tensor], Tensor]
     atoms: Tensor
     rest: Tensor
     stiffness: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (0.5 * self.stiffness * (distances(x, self.atoms) - self.rest).square()).sum(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarmonicAngles:
-    """sum k/2 (theta - theta0)^2.
-
-    Args:
-        atoms: [T, 3].
-        rest: [T] theta0 in rad.
-        stiffness: [T] k in kJ/(mol rad^2).
-    """
-
-    atoms: Tensor
-    rest: Tensor
-    stiffness: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (0.5 * self.stiffness * (angles(x, self.atoms) - self.rest).square()).sum(1)
+        return (0.5 * self.stiffness * (self.coordinate(x, self.atoms) - self.rest).square()).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +58,13 @@ class PeriodicTorsions:
 def harmonic_bonds(force: openmm.HarmonicBondForce) -> Term:
     """Read a HarmonicBondForce."""
     table = table_of((force.getBondParameters(k) for k in range(force.getNumBonds())), columns=4)
-    return HarmonicBonds(atoms=table[:, :2].long(), rest=table[:, 2], stiffness=table[:, 3])
+    return Harmonic(coordinate=distances, atoms=table[:, :2].long(), rest=table[:, 2], stiffness=table[:, 3])
 
 
 def harmonic_angles(force: openmm.HarmonicAngleForce) -> Term:
     """Read a HarmonicAngleForce."""
     table = table_of((force.getAngleParameters(k) for k in range(force.getNumAngles())), columns=5)
-    return HarmonicAngles(atoms=table[:, :3].long(), rest=table[:, 3], stiffness=table[:, 4])
+    return Harmonic(coordinate=angles, atoms=table[:, :3].long(), rest=table[:, 3], stiffness=table[:, 4])
 
 
 def periodic_torsions(force: openmm.PeriodicTorsionForce) -> Term:

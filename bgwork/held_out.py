@@ -1,0 +1,53 @@
+"""A generator's log-density at reference samples of its system, for forward ESS and BAR: evaluated once, stored in the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bgwork import store
+from bgwork.protocols import HasLogProb
+from bgwork.provenance import file_fingerprint
+from bgwork.report import REFERENCE_FILE, HeldOut
+from bgwork.runs import Note, Run
+from bgwork.samplers.batches import Progress
+from bgwork.system import System, reference_samples
+
+HELD_OUT_FILE = "held_out.safetensors"
+HELD_OUT = 400  # reference samples, spread evenly over all of them
+
+
+def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
+    """Store the generator's log-density at some of the reference samples and which ones they are, unless it lies there already."""
+    if not (run.system.path / REFERENCE_FILE).exists():
+        return
+    if stored_density(run.folder, run.system, made_with=run.fingerprint) is not None:
+        note(f"density at the reference samples exists and is kept: {run.folder / HELD_OUT_FILE}")
+        return
+    sampler, path = run.sampler(progress), run.folder / HELD_OUT_FILE
+    if not isinstance(sampler, HasLogProb):
+        note(f"no density at reference samples: {run.settings.weights} weights belong to samples, not to configurations")
+        return
+    x = reference_samples(run.system).x
+    rows = torch.linspace(0, len(x) - 1, min(HELD_OUT, len(x)), dtype=torch.float64).round().long()
+    log_q = sampler.log_prob(x[rows])
+    meta = {"fingerprint": run.fingerprint, "reference": file_fingerprint(run.system.path / REFERENCE_FILE), "system": run.system.name}
+    store.save_checkpoint(path, {"log_q": log_q, "rows": rows}, meta)
+
+
+def stored_density(folder: Path, system: System, *, made_with: str) -> HeldOut | None:
+    """What `evaluate` stored in a folder, if it is of these very reference samples.
+
+    Args:
+        folder: of the run.
+        system: whose reference samples they are.
+        made_with: fingerprint of the run.
+    """
+    path, reference = folder / HELD_OUT_FILE, system.path / REFERENCE_FILE
+    if not (path.exists() and reference.exists()):
+        return None
+    tensors, meta = store.load_checkpoint(path)
+    if (meta.get("fingerprint"), meta.get("reference")) != (made_with, file_fingerprint(reference)):
+        return None
+    return HeldOut(log_q=tensors["log_q"], rows=tensors["rows"])
