@@ -15,6 +15,7 @@ from pathlib import Path
 from rows import RESULTS
 
 from bgwork import store
+from bgwork.learning import METRICS_FILE, METRICS_SUFFIX
 from bgwork.recipes import load_recipe
 from bgwork.system import load_system
 
@@ -44,7 +45,9 @@ def main() -> None:
     meta["recipe"]["sampler"] = load_recipe(system, name).sampler.model_dump()
     path = system.path / "generators" / f"{name}.safetensors"
     store.save_checkpoint(path, tensors, meta)
-    progress = meta["progress"]
+    progress, metrics = meta["progress"], options.run / METRICS_FILE
+    if "energy_evaluations" in progress and metrics.exists():  # the report's learning curve; kept of trainings from the energy alone
+        store.write_text(path.with_suffix(METRICS_SUFFIX), metrics.read_text(encoding="utf-8"))
     figures = [row for stem in FIGURES for row in figures_of(stem) if row["system"] == system.name and names(row["method"], name)]
     store.write_json(path.with_suffix(".json"), {
         "command": options.command, "config": meta["recipe"], "seed": meta["seed"],

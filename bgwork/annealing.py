@@ -117,7 +117,7 @@ class Annealing:
 
     def write_settings(self) -> None:
         """sampling.toml, as these samples were drawn with."""
-        generator = {"generator": str(self.source.generator)} if self.source else {}
+        generator = self.source.named_generator if self.source else {}
         write_sampling(self.folder, {"system": str(self.system.path)} | generator | asdict(self.settings))
 
 

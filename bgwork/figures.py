@@ -10,9 +10,11 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from bgwork.error_bars import delta_stderr
+from bgwork.learning import evaluations
 from bgwork.observables import pair_distances
 from bgwork.pareto import fit_tail
 from bgwork.records import Estimate, WeightedSamples
@@ -233,4 +235,34 @@ def deviations(z: Mapping[str, float]) -> Figure:
         axes.scatter(value, rows, color=[WARNING if abs(v) >= 4 else WEIGHTED for v in value], zorder=3)
         axes.set(yticks=rows, yticklabels=list(z), ylim=(len(z) - 0.4, -0.6), xlim=(-reach, reach), title="Against the reference",
                  xlabel="difference in combined standard errors")
+    return figure
+
+
+def learning(rows: Sequence[Mapping[str, float]], reference: WeightedSamples | None) -> Figure:
+    """ESS and quantiles of the raw u against the energies and gradients that a training had asked for (log axis)."""
+    asked = np.array([evaluations(row) for row in rows])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 3.6))
+        left, right = figure.subplots(1, 2)
+        known = np.array([(n, row["ess"]) for n, row in zip(asked, rows, strict=True) if "ess" in row]).reshape(-1, 2)
+        left.plot(*known.T, ".-", color=WEIGHTED)
+        left.set(title="ESS of the sampler", ylim=(0, 1.05))
+        low, middle, high = (np.array([row.get(f"u_{share}", math.nan) for row in rows]) for share in ("05", "50", "95"))
+        right.fill_between(asked, low, high, color=RAW, alpha=0.25, lw=0, label="5 - 95 %")
+        right.plot(asked, middle, color=RAW, label="median, fresh samples")
+        if reference is not None:
+            for share, style in ((0.05, ":"), (0.5, "-"), (0.95, ":")):
+                right.axhline(torch.quantile(reference.u, share).item(), color=REFERENCE, lw=1, ls=style,
+                              label="reference" if share == 0.5 else None)
+        settled = np.nanmax(high[len(high) // 2:]) - np.nanmin(low[len(low) // 2:])
+        if np.nanmax(high) - np.nanmin(low) > 20 * settled:
+            linear = np.nanmax(np.abs(middle[len(middle) // 2:])) + settled
+            right.set_yscale("symlog", linthresh=10.0 ** max(0, math.ceil(math.log10(linear))), linscale=2)
+        right.set(title="u of fresh samples  [kT]")
+        for axes in (left, right):
+            axes.set(xscale="log", xlabel="energies + gradients asked for in training", xlim=(asked[asked > 0].min(), asked.max()))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if asked.max() > 300 * asked[asked > 0].min() else (1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        right.legend(fontsize=9)
     return figure

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork import figures, figures_molecular, page, store
+from bgwork.learning import TrainingRecord
 from bgwork.provenance import commit, file_fingerprint
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import average, expectation, weigh
@@ -19,6 +20,9 @@ from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_js
 from bgwork.system import System, reference_samples
 
 REFERENCE_FILE = "reference.npz"  # of a system
+LEARNING = ("How the training went on, against the evaluations of the energy, with or without gradient, that it had asked for. "
+            "Left: ESS of a few hundred samples, whose own energies are not counted. "
+            "Right: median, 5 % and 95 % of u of fresh samples, unweighted.")
 GROWTH = "Estimates from the first N samples. A fall of ESS or a jump of log Z at the end means: not enough samples."
 
 
@@ -96,7 +100,7 @@ def made_from(folder: Path, system: System) -> dict[str, str]:
 
 
 def write_report(folder: Path, weighted: WeightedSamples, system: System, *, held_out: HeldOut | None,
-                 provenance: Mapping[str, Any]) -> Report:
+                 provenance: Mapping[str, Any], training: TrainingRecord | None = None) -> Report:
     """Diagnose stored samples and write report.json and report.html.
 
     Args:
@@ -105,14 +109,19 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
         system: they were drawn for.
         held_out: the generator's log-density at reference samples of the system, where that is known.
         provenance: command, commit, versions and whatever else says where the numbers come from.
+        training: of the generator, where it counted its evaluations of the energy.
     """
     known = weighed_reference(system)
     reference = ReferenceSet(samples=known, log_q=held_out and held_out.log_q, rows=held_out and held_out.rows, estimates=system.references)
     basin_of = system.functions[system.basins] if system.basins else None
     diagnosis = diagnose(weighted, reference=reference, observables=observables_of(system), basin_of=basin_of)
     content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder, system)}
+    shown = pictures(weighted, diagnosis, known, system)
+    if training is not None:
+        content["cost"] |= {"training": training.cost}
+        shown += [(figures.learning(training.rows, known), LEARNING)] if training.is_curve else []
     report = Report(json=folder / "report.json", html=folder / "report.html", content=content)
-    store.write_text(report.html, page.render(content, pictures(weighted, diagnosis, known, system)))
+    store.write_text(report.html, page.render(content, shown))
     store.write_json(report.json, content)
     return report
 

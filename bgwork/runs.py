@@ -150,11 +150,16 @@ class Run:
         """The samples asked for."""
         return self.sampler(on_batch).sample(self.settings.n, generator=torch.Generator().manual_seed(self.settings.seed))
 
+    @property
+    def named_generator(self) -> dict[str, str]:
+        """The generator's file and its fingerprint, for sampling.toml."""
+        return {"generator": str(self.generator), "generator_fingerprint": self.trained.origin.config_hash}
+
     def write_settings(self) -> None:
         """recipe.toml, as the generator was trained with, and sampling.toml, as these samples were drawn with."""
         meta = store.load_checkpoint(self.generator)[1]
         write_recipe(self.folder, meta["recipe"], {key: meta[key] for key in ("recipe_name", "seed", "commit", "versions")})
-        write_sampling(self.folder, {"system": str(self.system.path), "generator": str(self.generator)} | asdict(self.settings))
+        write_sampling(self.folder, {"system": str(self.system.path)} | self.named_generator | asdict(self.settings))
 
 
 def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None = None, folder: Path | None) -> Run:

@@ -82,6 +82,18 @@ def read_json(path: Path) -> Any:
         raise FileError(f"{path} is not readable JSON: {error}") from error
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """Read a file of one JSON value a line.
+
+    Raises:
+        FileError: if the file is missing or a line is not JSON.
+    """
+    try:
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} is not readable JSON lines: {error}") from error
+
+
 def _jsonable(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}

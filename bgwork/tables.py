@@ -100,10 +100,14 @@ def density_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of the work per sample, and the seconds in all."""
+    """(name, value) of the work per sample, the seconds in all, and what the training has asked of the energy, where that was counted."""
     cost = report["cost"]
     rows = [(f"{label} per sample", number(cost[name])) for name, label in COUNTED.items() if cost[name]]
-    return [*rows, ("seconds in all", number(cost["seconds"], 3))]
+    rows.append(("seconds in all", number(cost["seconds"], 3)))
+    if training := cost.get("training"):
+        rows += [(f"{COUNTED[name]} in training", f"{training[name]:,}") for name in ("energy", "gradient")]
+        rows.append(("training", f"{training['steps']:,} steps, {training['seconds'] / 60:.3g} core-minutes"))
+    return rows
 
 
 def training_text(row: Mapping[str, float]) -> str:

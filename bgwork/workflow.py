@@ -14,6 +14,7 @@ from bgwork import reference as reference_data
 from bgwork import training as loop
 from bgwork.export import export_samples
 from bgwork.generators import generator_path, shipped_generators
+from bgwork.learning import training_record
 from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe
 from bgwork.records import Density, WeightedSamples
@@ -222,7 +223,8 @@ def report(folder: Path, system: System | None) -> None:
     system = system or load_system(weighted.proposal.origin.system)
     density = held_out.stored_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     provenance = runs.provenance() | {"sampling": runs.read_settings(folder)}
-    show_report(write_report(folder, weighted, system, held_out=density, provenance=provenance))
+    show_report(write_report(folder, weighted, system, held_out=density, provenance=provenance,
+                             training=training_record(provenance["sampling"])))
 
 
 def show_report(report: Report) -> None:

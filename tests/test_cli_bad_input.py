@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import GENERATOR, QUICK, call, files, refused
+from test_cli_training import ENERGY_ONLY
 from toy import RECIPE, make_generator
 
 from bgwork import store
 from bgwork.system import load_system
+from bgwork.targets.counting import CountedTarget
+from bgwork.targets.gaussian_mixture import GaussianMixture
 
 
 @pytest.mark.parametrize("command", [("reference",), ("train",), ("sample",), ("run",)])
@@ -150,3 +153,17 @@ def test_energies_of_another_system_are_not_taken_for_its_own(run, command):
     refused(call(command, run, "--system", "gmm40"), "'toy'", "'gmm40'")
     assert files(run) == before
     assert call(command, run, "--system", "toy").exit_code == 0
+
+
+@pytest.mark.parametrize(("fault", "words"), [
+    (lambda u, x: u.detach(), ("toy: the energy has no gradient", "_energy_and_grad")),
+    (lambda u, x: u[:, None], ("toy returned an energy of shape (100, 1) for x of shape (100, 1, 2)", "[B]")),
+    (lambda u, x: u * float("nan"), ("none of 100 fresh samples of toy has a finite energy", "another spread")),
+])
+def test_energies_that_nothing_can_be_learned_from(toy, monkeypatch, fault, words):
+    energy = GaussianMixture._energy
+    monkeypatch.setattr(GaussianMixture, "_energy", lambda self, x: fault(energy(self, x), x))
+    monkeypatch.setattr(GaussianMixture, "_energy_and_grad", CountedTarget._energy_and_grad)
+    (toy.system / "recipes" / "weighted-adjoint.toml").write_text(ENERGY_ONLY)
+    refused(call("train", "toy", "--recipe", "weighted-adjoint"), *words)
+    assert not list(toy.root.rglob("generator.safetensors"))

@@ -65,6 +65,20 @@ def test_training_from_the_energy_shows_what_was_asked_of_it_on_a_terminal_alone
     assert "gradients 200" in shown and "energies 0" in shown and f"raw u {row['u_50']:.3g} (5-95 %: {row['u_05']:.3g}" in shown
 
 
+def test_the_report_says_what_the_training_asked_of_the_energy(toy):
+    (toy.system / "recipes" / "weighted-adjoint.toml").write_text(ENERGY_ONLY)
+    folder = Path("runs/toy/weighted-adjoint-0")
+    assert call("train", "toy", "--recipe", "weighted-adjoint", "--set", "training.evaluate_every=2").exit_code == 0
+    assert call("run", folder, *QUICK).exit_code == 0
+    cost, page = store.read_json(folder / "report.json")["cost"], (folder / "report.html").read_text()
+    assert cost["training"]["gradient"] == 200 and cost["training"]["energy"] == 0 and cost["training"]["steps"] == 4
+    assert "gradients in training" in page and "How the training went on" in page
+    tensors, meta = store.load_checkpoint(folder / "generator.safetensors")
+    store.save_checkpoint(folder / "generator.safetensors", {name: 2 * value for name, value in tensors.items()}, meta)
+    assert call("report", folder).exit_code == 0
+    assert "training" not in store.read_json(folder / "report.json")["cost"], "of another generator than these samples are from"
+
+
 def test_run_makes_the_generator_that_is_missing(toy):
     toy.generator.unlink()
     (toy.system / "system.toml").write_text((toy.system / "system.toml").read_text().replace("draws = 10", "draws = 400"))

@@ -33,12 +33,19 @@ def test_a_square():
     assert OBSERVABLES["coordinate_y"](SQUARE).item() == 1.5
 
 
-@pytest.mark.parametrize("name", [name for name in OBSERVABLES if not name.startswith(("coordinate", "distance_from_origin"))])
+@pytest.mark.parametrize("name", [name for name in OBSERVABLES if not name.startswith(("coordinate", "distance_from_origin", "neighbour"))])
 def test_one_number_each_and_no_preferred_frame_or_labelling(name):
     x = 2 * random(4, 2)
     moved = (x @ rotation(2))[:, [2, 0, 3, 1]] + 0.7
     assert OBSERVABLES[name](x).shape == (5,) and OBSERVABLES[name](x.float()).dtype == torch.float64
     assert torch.allclose(OBSERVABLES[name](x), OBSERVABLES[name](moved))
+
+
+def test_neighbours_along_a_chain_are_compared_whatever_the_frame():
+    spins = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]], dtype=torch.float64)
+    alignment = OBSERVABLES["neighbour_alignment"]
+    assert alignment(spins).item() == -0.5 and alignment(spins.float()).dtype == torch.float64
+    assert torch.allclose(alignment(spins @ rotation(2)), alignment(spins))
 
 
 def test_mean_square_distance_of_a_gaussian():

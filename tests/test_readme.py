@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def test_the_other_examples_run_one_after_the_other(capsys):
     weight = r.square() * torch.exp(-5 * (r - 1) ** 2)
     exact = ((weight * r).sum() / weight.sum()).item()
     assert abs(length.value - exact) < 4 * length.stderr
+    volume = math.log(4 * math.pi / 2**1.5) + (weight.sum() * (r[1] - r[0])).log().item()  # of (x_0 - x_1) / sqrt 2
+    found = bgwork.log_z(scope["learned"])
+    assert scope["learned"].proposal.density.value == "path" and abs(found.value - volume) < 4 * found.stderr < 0.4
+    assert "after 2000 gradients" in capsys.readouterr().out
 
 
 def test_every_command_of_the_readme_exists():

@@ -46,6 +46,9 @@ class CountedTarget(abc.ABC):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             u = self._energy(leaf)
+            if not u.requires_grad:
+                raise ValueError(f"{self.name}: the energy has no gradient with respect to x (computed outside torch, or detached?); "
+                                 "write _energy in torch, or give _energy_and_grad")
             (grad,) = torch.autograd.grad(u.sum(), leaf)
         return u.detach(), grad
 
@@ -57,7 +60,7 @@ class CountedTarget(abc.ABC):
         Returns:
             u [B] float64 in kT; +inf where particles overlap, NaN where the evaluation failed or x holds a NaN.
         Raises:
-            ValueError: if x does not have the shape of the target's space.
+            ValueError: if x does not have the shape of the target's space, or the energy is not one number for each configuration.
         """
         self._check_shape(x)
         if x.requires_grad and torch.is_grad_enabled():
@@ -66,6 +69,7 @@ class CountedTarget(abc.ABC):
         else:
             self.n_energy += len(x)
             u = torch.cat([self._energy(part) for part in x.detach().double().split(self.batch)])
+        self._check_energy(u, x)
         self.n_nan += int(torch.isnan(u.detach()).sum())
         return u
 
@@ -75,19 +79,32 @@ class CountedTarget(abc.ABC):
         Where u is not finite there is no gradient: it is NaN.
 
         Raises:
-            ValueError: if x does not have the shape of the target's space.
+            ValueError: if x does not have the shape of the target's space, the energy is not one number for each configuration, or it has
+                no gradient.
         """
         self._check_shape(x)
         self.n_gradient += len(x)
         with torch.no_grad():
             parts = [self._energy_and_grad(part) for part in x.detach().double().split(self.batch)]
         u, grad = torch.cat([u for u, _ in parts]), torch.cat([grad for _, grad in parts])
+        self._check_energy(u, x)
         self.n_nan += int(torch.isnan(u).sum())
         return u, torch.where(torch.isfinite(u)[:, None, None], grad, torch.nan)
 
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 3 or tuple(x.shape[1:]) != (self.space.n, self.space.d):
             raise ValueError(f"{self.name}: x has shape {tuple(x.shape)}, expected [B, {self.space.n}, {self.space.d}]")
+
+    def _check_energy(self, u: Tensor, x: Tensor) -> None:
+        if u.shape != x.shape[:1]:
+            raise ValueError(f"{self.name} returned an energy of shape {tuple(u.shape)} for x of shape {tuple(x.shape)}; it must be [B]")
+
+
+def check_target(target: Target) -> None:
+    """Raise ValueError naming what an object lacks that a target needs."""
+    lacking = [name for name in ("u", "u_and_grad", "space", "name") if not hasattr(target, name)]
+    if lacking:
+        raise ValueError(f"{type(target).__name__} lacks {', '.join(lacking)}; derive it from CountedTarget, which adds the gradient")
 
 
 class Metered:
@@ -102,9 +119,7 @@ class Metered:
     """
 
     def __init__(self, target: Target) -> None:
-        lacking = [name for name in ("u", "u_and_grad", "space", "name") if not hasattr(target, name)]
-        if lacking:
-            raise ValueError(f"{type(target).__name__} lacks {', '.join(lacking)}; derive it from CountedTarget, which adds the gradient")
+        check_target(target)
         self.target, self.name, self.space = target, target.name, target.space
         self.n_energy = 0
         self.n_gradient = 0
