@@ -3,7 +3,8 @@
     python benchmarks/ship_generator.py runs/lj13/eqot-fm-0 --command "bgwork train lj13" --data "bgwork reference lj13 -n 100000"
 
 Weights and header are those that training wrote, except that the header's [sampler] table is the recipe's present one (it is no part of the
-training). Figures are the rows of results/ess.json; run benchmarks/ess.py on the generator first.
+training). Figures are the rows of results/{ess,few_step,data_free}.json that name it: run benchmarks/ess.py on the file first, or
+ship again after the others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,19 @@ from rows import RESULTS
 from bgwork import store
 from bgwork.recipes import load_recipe
 from bgwork.system import load_system
+
+FIGURES = ("ess", "few_step", "data_free")
+
+
+def figures_of(stem: str) -> list[dict]:
+    """Rows of a script's results, if it has been run."""
+    path = RESULTS / f"{stem}.json"
+    return store.read_json(path) if path.exists() else []
+
+
+def names(method: str, generator: str) -> bool:
+    """Whether a row's method is of that generator: "flow polish, executed map, exact", "distill, path weights"."""
+    return method.split(",")[0].removeprefix("flow ") == generator
 
 
 def main() -> None:
@@ -31,7 +45,7 @@ def main() -> None:
     path = system.path / "generators" / f"{name}.safetensors"
     store.save_checkpoint(path, tensors, meta)
     progress = meta["progress"]
-    figures = [row for row in store.read_json(RESULTS / "ess.json") if row["system"] == system.name and f"flow {name}," in row["method"]]
+    figures = [row for stem in FIGURES for row in figures_of(stem) if row["system"] == system.name and names(row["method"], name)]
     store.write_json(path.with_suffix(".json"), {
         "command": options.command, "config": meta["recipe"], "seed": meta["seed"],
         "commit": meta["commit"], "versions": meta["versions"], "steps": progress["step"],

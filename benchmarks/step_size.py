@@ -39,9 +39,9 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=21, help="the same prior draws for every grid")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 12, 16, 32])
-    parser.add_argument("--generator", default=None)
+    parser.add_argument("--recipe", default="eqot-fm", help="a shipped generator that can take any number of steps")
     options = parser.parse_args()
-    flow, rows = load_generator(options.generator or options.system), []
+    flow, rows = load_generator(options.system, recipe=options.recipe), []
     for steps in options.steps:
         grid = Grid(integrator="midpoint", steps=steps)
         executed = replace(flow, grid=grid, batch=32)

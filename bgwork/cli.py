@@ -149,7 +149,7 @@ def sample(
     """Draw samples with their log-density, evaluate their energies, and store both.
 
     Examples: `bgwork sample lj13 -n 10000`, `bgwork sample runs/dw4/eqot-fm-0 --integrator rk4 --steps 8`,
-    `bgwork sample dw4 --integrator dopri5 --weights continuous --out runs/dw4/dopri5`
+    `bgwork sample dw4 --recipe eqot-fm --integrator dopri5 --weights continuous --out runs/dw4/dopri5`
     """
     settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights)
     workflow.sample(find_run(source, settings, recipe=recipe, folder=out), accept=accept or ())

@@ -99,6 +99,12 @@ def distance_from_origin(x: Tensor) -> Tensor:
     return x.double().norm(dim=-1).mean(1)
 
 
+def neighbour_alignment(x: Tensor) -> Tensor:
+    """Mean of x_i . x_{i+1} over the neighbours in a chain, [B]."""
+    x = x.double()
+    return (x[:, 1:] * x[:, :-1]).sum(-1).mean(1)
+
+
 OBSERVABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "pair_distance_mean": pair_distance_mean,
     "pair_distance_min": pair_distance_min,
@@ -110,5 +116,7 @@ OBSERVABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "n_long_4_is_4": partial(n_long_is, count=4),
     "coordinate_x": partial(coordinate, axis=0),
     "coordinate_y": partial(coordinate, axis=1),
+    "coordinate_z": partial(coordinate, axis=2),
     "distance_from_origin": distance_from_origin,
+    "neighbour_alignment": neighbour_alignment,
 }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bgwork.curved import Hyperboloid, Sphere
+from bgwork.protocols import Prior
 from bgwork.spaces import Space, Torus
 
 
@@ -100,6 +102,26 @@ class WrappedNormal:
 
     def _means(self, n: int) -> Tensor:
         return self.space.project(self.mean.double()).expand(n, -1, -1)
+
+
+def prior_on(space: Space, std: float | None) -> Prior:
+    """Where generators start on a space: uniform on a sphere, around the origin of a hyperboloid a wrapped normal, a Gaussian elsewhere.
+
+    Args:
+        space: of the prior.
+        std: per degree of freedom, in the length unit; None on a sphere, where there is nothing to choose.
+    Raises:
+        ValueError: if std is missing, or given on a sphere.
+    """
+    if isinstance(space, Sphere):
+        if std is not None:
+            raise ValueError(f"the prior on {space} is uniform; leave out its std, got {std}")
+        return Uniform(space=space)
+    if std is None:
+        raise ValueError(f"the prior on {space} needs a standard deviation; give std")
+    if isinstance(space, Hyperboloid):
+        return WrappedNormal(space=space, mean=space.origin(torch.zeros(space.n, space.d, dtype=torch.float64)), std=std)
+    return Gaussian(space=space, std=std)
 
 
 def tangent_noise(space: Space, x: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bgwork.curved import ConstantCurvature, Hyperboloid
 from bgwork.records import Estimate, Proposal
+from bgwork.spaces import Space
 from bgwork.system import System
 
 Z_LIMIT = 4.0
@@ -63,12 +65,35 @@ class ReferenceRun:
 def measure(system: System, proposal: Proposal) -> dict[str, Tensor]:
     """Every observable of the system, "u" and "virial" at each configuration, [N] each."""
     parts = [system.differentiable_target.u_and_grad(x) for x in proposal.x.split(BATCH)]
-    virial = torch.cat([(x * grad).sum((1, 2)) for x, (_, grad) in zip(proposal.x.split(BATCH), parts, strict=True)])
+    virial = torch.cat([virial_of(system.space, x, grad) for x, (_, grad) in zip(proposal.x.split(BATCH), parts, strict=True)])
     values = {"u": torch.cat([u for u, _ in parts]), "virial": virial}
     for name in (*system.observables, *([system.basins] if system.basins else [])):
         if name not in values:
             values[name] = torch.cat([system.functions[name](x) for x in proposal.x.split(BATCH)])
     return values
+
+
+def virial_of(space: Space, x: Tensor, gradient: Tensor) -> Tensor:
+    """A quantity [B] that averages to `space.dim` in equilibrium, by integration by parts: <v . grad u> = <div v>, whatever v.
+
+    On flat space v = x. On curved ones v = grad f, so that v . grad u - laplacian f + dim is returned: with S the sum of the points' first
+    ambient coordinates, each of Laplacian -m kappa x_0, f = S^2 / 2 on spheres, and f = sum log x_0 on hyperboloids, where it grows slowly.
+
+    Args:
+        space: of the configurations.
+        x: [B, n, d].
+        gradient: partial derivatives of u in ambient coordinates, [B, n, d].
+    """
+    if not isinstance(space, ConstantCurvature):
+        return (x * gradient).sum((1, 2))
+    first, height = torch.zeros_like(x), x[..., 0]
+    first[..., 0] = 1.0
+    rise = space.gradient(x, first)
+    along, steepness, pull = (rise * gradient).sum(2), space.square(rise), -space.m * space.curvature * height
+    if isinstance(space, Hyperboloid):
+        return (along / height - pull / height + steepness / height.square()).sum(1) + space.dim
+    total = height.sum(1)
+    return total * (along.sum(1) - pull.sum(1)) - steepness.sum(1) + space.dim
 
 
 def virial_check(virial: Estimate, dimension: int) -> Check:

@@ -24,14 +24,15 @@ from bgwork.generators import generator_path, load_trained
 from bgwork.protocols import Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, versions
 from bgwork.recipes import Choice, Recipe, Trained
+from bgwork.recipes.files import OBJECTIVES
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
-from bgwork.samplers.integrators import TABLEAUS
 from bgwork.system import System, load_system
 
 RUNS = Path("runs")
 SAMPLES_FILE, SETTINGS_FILE = "samples.npz", "sampling.toml"
+INTEGRATORS = tuple(dict.fromkeys(name for kind in OBJECTIVES.values() for name in kind.integrators))  # of any generator
 WEIGHTS = ("density", "continuous", "path")
 
 Note = Callable[[str], None]
@@ -85,8 +86,8 @@ class SampleSettings:
             raise RunError(f"the number of samples must be positive, got {self.n}")
         if self.steps is not None and self.steps < 1:
             raise RunError(f"the number of steps must be positive, got {self.steps}")
-        if self.integrator not in (*TABLEAUS, "dopri5", None):
-            raise RunError(f"unknown integrator {self.integrator!r}; choose one of {', '.join(TABLEAUS)}, dopri5")
+        if self.integrator not in (*INTEGRATORS, None):
+            raise RunError(f"unknown integrator {self.integrator!r}; choose one of {', '.join(INTEGRATORS)}")
         if self.weights not in (*WEIGHTS, None):
             raise RunError(f"unknown weights {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
         if self.integrator == "dopri5" and self.weights != "continuous":

@@ -21,10 +21,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bgwork.curved import ConstantCurvature, Hyperboloid, Sphere
 from bgwork.records import COLUMNS, Certificate, Cost, Density, Origin, Proposal, WeightedSamples
 from bgwork.spaces import Euclidean, MeanFree, Space
 
-SPACES: dict[str, type[Space]] = {"euclidean": Euclidean, "mean-free": MeanFree}
+SPACES: dict[str, type[Space]] = {"euclidean": Euclidean, "mean-free": MeanFree, "sphere": Sphere, "hyperboloid": Hyperboloid}
 
 
 class FileError(ValueError):
@@ -126,8 +127,8 @@ def save_samples(path: Path, samples: Proposal | WeightedSamples) -> None:
     proposal = samples.proposal if isinstance(samples, WeightedSamples) else samples
     space = next(name for name, cls in SPACES.items() if type(proposal.space) is cls)
     meta = {
-        "format": "bgwork-samples-1", "space": space, "density": proposal.density.value, "origin": proposal.origin, "cost": proposal.cost,
-        "certificate": proposal.certificate, "note": proposal.note}
+        "format": "bgwork-samples-1", "space": space, **curvature_of(proposal.space), "density": proposal.density.value,
+        "origin": proposal.origin, "cost": proposal.cost, "certificate": proposal.certificate, "note": proposal.note}
     arrays = {name: getattr(proposal, name).numpy() for name in COLUMNS if getattr(proposal, name) is not None}
     if isinstance(samples, WeightedSamples):
         arrays["u"], meta["target"] = samples.u.numpy(), samples.target
@@ -156,6 +157,11 @@ def load_samples(path: Path) -> Proposal | WeightedSamples:
         raise FileError(f"{path} is not a bgwork samples file: {error}") from error
 
 
+def curvature_of(space: Space) -> dict[str, float]:
+    """What the header says of a space besides its kind: {"curvature": kappa} of a curved one, nothing of a flat one."""
+    return {"curvature": space.curvature} if isinstance(space, ConstantCurvature) else {}
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -171,7 +177,7 @@ def _samples_from(arrays: Mapping[str, np.ndarray]) -> Proposal | WeightedSample
     x = torch.from_numpy(arrays["x"]).double()
     if x.ndim != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected [N, n, d]")
-    space = SPACES[meta["space"]](n=x.shape[1], d=x.shape[2])
+    space = SPACES[meta["space"]](n=x.shape[1], d=x.shape[2], **{key: meta[key] for key in ("curvature",) if key in meta})
     space.check(x)
     origin = Origin(**{**meta["origin"], "edits": tuple(meta["origin"]["edits"])})
     certificate = meta["certificate"] and Certificate(**{k: float("nan") if v is None else v for k, v in meta["certificate"].items()})

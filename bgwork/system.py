@@ -16,7 +16,7 @@ import bgwork
 from bgwork import store
 from bgwork.molecule import GivenSection, MetadynamicsSection, MolecularSection, molecular_observables, read_topology
 from bgwork.observables import OBSERVABLES
-from bgwork.priors import Gaussian
+from bgwork.priors import prior_on
 from bgwork.protocols import Prior, Target
 from bgwork.records import Estimate, Proposal
 from bgwork.spaces import Space
@@ -102,7 +102,7 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
         centres = stereocentres(topology, structure) + handed_groups(topology, structure)
         target, twin = Chamber(target, centres), Chamber(twin, centres)
     return System(
-        name=file.name, space=space, target=target, differentiable_target=twin, prior=Gaussian(space=space, std=file.prior.std),
+        name=file.name, space=space, target=target, differentiable_target=twin, prior=prior_on(space, file.prior.std),
         references=_read_references(path / "reference.json"), observables=tuple(file.observables), functions=functions, basins=file.basins,
         path=path, length_unit=file.length_unit, energy=energy.form, description=file.description, source=file.source,
         reference=file.reference, topology=topology, structure=structure, default_recipe=file.recipe, default_generator=file.generator)

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from bgwork import store
+from bgwork.curved import ConstantCurvature
 from bgwork.molecule import ForceFieldSection, GivenSection, MetadynamicsSection, MolecularSection, TightBindingSection
+from bgwork.priors import prior_on
 from bgwork.spaces import Space
 from bgwork.targets.energies import ENERGIES, Count, EnergySection, Positive, Section
 
@@ -23,14 +25,25 @@ class SystemFileError(ValueError):
 
 
 class SpaceSection(Section):
-    """[space]: the space and its size."""
+    """[space]: the space and its size; on a sphere or hyperboloid of dimension m, d = m + 1, and `curvature` is 1 or -1 unless given."""
 
-    kind: Literal["mean-free", "euclidean"]
+    kind: Literal["mean-free", "euclidean", "sphere", "hyperboloid"]
     n: Count
     d: Count
+    curvature: float | None = None
+
+    @model_validator(mode="after")
+    def _exists(self) -> SpaceSection:
+        self.build()
+        return self
 
     def build(self) -> Space:
-        return store.SPACES[self.kind](n=self.n, d=self.d)
+        space = store.SPACES[self.kind]
+        if self.curvature is None:
+            return space(n=self.n, d=self.d)
+        if not issubclass(space, ConstantCurvature):
+            raise ValueError(f"a space of kind {self.kind!r} is flat; leave out curvature, or set kind to \"sphere\" or \"hyperboloid\"")
+        return space(n=self.n, d=self.d, curvature=self.curvature)
 
 
 class EnginesSection(Section):
@@ -41,9 +54,9 @@ class EnginesSection(Section):
 
 
 class PriorSection(Section):
-    """[prior]: isotropic Gaussian; std per degree of freedom, in the length unit."""
+    """[prior], `bgwork.priors.prior_on` the space: std per degree of freedom, in the length unit; the table is empty on a sphere."""
 
-    std: Positive
+    std: Positive | None = None
 
 
 class ReferenceSection(Section):
@@ -104,6 +117,7 @@ class SystemFile(Section):
             raise ValueError(f"an energy of form {self.energy.form!r} does not go with reference.sampler = {self.reference.sampler!r}")
         if isinstance(self.energy, MolecularSection):
             return self._fits_molecule()
+        prior_on(self.space.build(), self.prior.std)
         built = self.energy.torch(self.space.build(), self.name).space
         if built != self.space.build():
             raise ValueError(f"an energy of form {self.energy.form!r} lives on {built}, not on {self.space.build()}")
@@ -112,6 +126,7 @@ class SystemFile(Section):
     def _fits_molecule(self) -> SystemFile:
         if (self.space.kind, self.space.d, self.length_unit) != ("mean-free", 3, "nm"):
             raise ValueError("molecules live on mean-free space in three dimensions and are measured in nm")
+        prior_on(self.space.build(), self.prior.std)
         if isinstance(self.reference, GivenSection):
             return self
         if self.engines.target != "openmm":

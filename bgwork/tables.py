@@ -13,6 +13,7 @@ NONE = "–"
 NOT_FINITE = "not finite"
 COUNTED = {"network": "network evaluations", "divergence": "divergences", "jacobian": "Jacobians", "energy": "energies",
            "gradient": "gradients"}
+SPENT = {"energy_evaluations": "energies", "gradient_evaluations": "gradients"}  # by a training, as its metrics and header name them
 
 WEIGHT_TEXTS = {
     False: (("ESS", "fraction of the samples that count; blind to a mode that no sample reached"),
@@ -54,7 +55,7 @@ def weight_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("log Z (BAR)", estimate(report["log_z_bar"]), "the same with the help of reference samples; the two must agree"),
     ]
     if report["n_groups"]:
-        rows.append(("independent groups", str(report["n_groups"]), "chains; rows of one chain count as one for the error bars"))
+        rows.append(("independent groups", str(report["n_groups"]), "chains or islands; the rows of one count as one for the error bars"))
     if report["negative_mass"]:
         rows.append(("folded weight", estimate(report["negative_mass"]), "where the map reverses orientation; half the relative bias of Z"))
     return rows
@@ -103,6 +104,17 @@ def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     cost = report["cost"]
     rows = [(f"{label} per sample", number(cost[name])) for name, label in COUNTED.items() if cost[name]]
     return [*rows, ("seconds in all", number(cost["seconds"], 3))]
+
+
+def training_text(row: Mapping[str, float]) -> str:
+    """A few words on a row of the training metrics: loss, ESS, evaluations of the energy so far, and u of fresh samples, unweighted."""
+    words = [f"{name} {row[name]:.3g}" for name in ("loss", "ess") if name in row]
+    words += [f"{label} {row[name]:,.0f}" for name, label in SPENT.items() if name in row]
+    for prefix in ("u", "raw_u"):
+        if f"{prefix}_50" in row:
+            low, middle, high = (number(row[f"{prefix}_{share}"], 3) for share in ("05", "50", "95"))
+            return "  ".join([*words, f"raw u {middle} (5-95 %: {low} to {high})"])
+    return "  ".join(words)
 
 
 def provenance_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -94,7 +94,8 @@ class TrainingJob:
         data: step -> batch, called in a worker process, or a `Source`; a batch says in `seconds` what it cost to make.
         config: how long and how fast.
         folder: where checkpoint, metrics and result go.
-        meta: header of every file written (system, recipe, seed, data, commit, versions); the first four must agree when resuming.
+        meta: header of every file written (system, recipe, seed, data, commit, versions); the first four must agree when resuming;
+            `spent`, if it is there, is what a fixed data set cost in evaluations of the energy.
         evaluate: averaged model -> figures such as the effective sample size, for the metrics only.
         on_log: called with every metrics row.
     """
@@ -111,6 +112,10 @@ class TrainingJob:
     @property
     def source(self) -> Source | None:
         return self.data if isinstance(self.data, Source) else None
+
+    def figures(self) -> dict[str, float]:
+        """What every metrics row and the final header say of the data: what the source tells, or what `meta` says a fixed set has spent."""
+        return self.source.figures() if self.source else dict(self.meta.get("spent", {}))
 
     @property
     def checkpoint(self) -> Path:
@@ -220,7 +225,7 @@ def report(job: TrainingJob, state: TrainingState) -> None:
     evaluate = job.evaluate if c.evaluate_every and (state.step % c.evaluate_every == 0 or last) else None
     if state.step % c.log_every == 0 or last or evaluate:
         row = {**state.progress, "loss": sum(state.losses) / len(state.losses), "learning_rate": c.rate(state.step - 1)}
-        row |= (job.source.figures() if job.source else {}) | (evaluate(averaged(state)) if evaluate else {})
+        row |= job.figures() | (evaluate(averaged(state)) if evaluate else {})
         state.losses.clear()
         with job.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
@@ -285,7 +290,7 @@ def _step_of(line: str) -> float:
 
 
 def finish(job: TrainingJob, state: TrainingState) -> None:
-    """Write the final checkpoint and the averaged weights; the source's figures stand in their header."""
+    """Write the final checkpoint and the averaged weights; the figures of the data stand in their header."""
     save(job, state)
-    progress = {**state.progress, **(job.source.figures() if job.source else {})}
+    progress = {**state.progress, **job.figures()}
     store.save_checkpoint(job.generator, state.average, {**job.meta, "kind": "generator", "progress": progress})

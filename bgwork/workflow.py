@@ -144,12 +144,12 @@ def train(training: Training, *, resume: bool) -> None:
 
 
 def follow(tick: terminal.Tick, steps: int) -> Callable[[dict[str, float]], None]:
-    """Shows each row of the training metrics: the loss, and the latest effective sample size."""
+    """Shows each row of the training metrics; figures that are not in every row stay as they were last."""
     latest: dict[str, float] = {}
 
     def show(row: dict[str, float]) -> None:
         latest.update(row)
-        tick(int(row["step"]), steps, "  ".join(f"{name} {latest[name]:.3g}" for name in ("loss", "ess") if name in latest))
+        tick(int(row["step"]), steps, tables.training_text(latest))
 
     return show
 

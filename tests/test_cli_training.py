@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -25,6 +26,43 @@ def test_train_then_run(toy):
     assert tomllib.loads((folder / "recipe.toml").read_text())["training"]["batch"] == 4
     assert "# commit" in (folder / "recipe.toml").read_text()
     assert call("sample", folder, *QUICK).exit_code == 0 and (folder / "samples.npz").exists()
+
+
+ENERGY_ONLY = """
+objective = "weighted-adjoint"
+[field]
+kind = "mlp"
+hidden = 8
+depth = 2
+[process]
+std = 3.0
+clip = 50.0
+curvature = 1.0
+[replay]
+fresh = 100
+every = 2
+batch = 20
+[training]
+steps = 4
+warmup = 1
+log_every = 2
+evaluate_every = 0
+[sampler]
+steps = 10
+"""
+
+
+def test_training_from_the_energy_shows_what_was_asked_of_it_on_a_terminal_alone(toy, monkeypatch):
+    (toy.system / "recipes" / "weighted-adjoint.toml").write_text(ENERGY_ONLY)
+    command = ("train", "toy", "--recipe", "weighted-adjoint")
+    quiet = call(*command)
+    assert quiet.exit_code == 0 and quiet.stderr == "", (quiet.output, quiet.exception)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = call(*command, "--out", "seen").stderr
+    row = json.loads(Path("seen/metrics.jsonl").read_text().splitlines()[-1])
+    assert row["gradient_evaluations"] == 200
+    assert "gradients 200" in shown and "energies 0" in shown and f"raw u {row['u_50']:.3g} (5-95 %: {row['u_05']:.3g}" in shown
 
 
 def test_run_makes_the_generator_that_is_missing(toy):

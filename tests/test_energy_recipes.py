@@ -1,5 +1,6 @@
 """Recipes of diffusions and of samplers from the energy alone: trained for a few steps, sampled with both weights, bootstrapped."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from bgwork.generators import load_trained
 from bgwork.objectives.bootstrap import data_from, resampled
 from bgwork.objectives.diffusion import SCHEDULES, score_of_velocity
 from bgwork.recipes import RecipeError, Request, load_recipe, parse_recipe
+from bgwork.recipes.adjoint import WeightedAdjointRecipe
 from bgwork.records import Density, Origin, Proposal
 from bgwork.reweighting import log_z, weigh
 from bgwork.spaces import Euclidean
@@ -82,9 +84,20 @@ def test_a_bootstrap_learns_from_the_weighted_samples_of_its_teacher(toy):
                       teacher={"generator": str(teacher.folder), "samples": 500, "weights": weights})
         header = store.load_checkpoint(job.generator)[1]
         assert header["teacher"]["energy"] == 500 and 0 < header["teacher"]["ess"] < 1 and header["data"]
+        spent = store.load_checkpoint(teacher.generator)[1]["progress"]
+        rows = [json.loads(line) for line in job.metrics.read_text().splitlines()]
+        for told in (header["progress"], *rows):
+            assert told["gradient_evaluations"] == spent["gradient_evaluations"] == 300 and told["energy_evaluations"] == 500
         assert len(job.data.x1) == 500 and header["teacher"]["distinct"] == len(job.data.x1.unique(dim=0))
     with pytest.raises(RecipeError, match="train it first"):
         trained(toy, "bootstrap", folder="none", **settings, teacher={"generator": "nobody"})
+
+
+def test_a_bootstrap_from_a_teacher_of_data_does_not_pretend_to_know_what_the_data_cost(toy):
+    settings = {"coupling": {"kind": "independent"}, "sampler": {"integrator": "midpoint", "steps": 4}}
+    job = trained(toy, "bootstrap", **settings, teacher={"generator": "eqot-fm", "samples": 100, "weights": "density"})
+    header = store.load_checkpoint(job.generator)[1]
+    assert header["teacher"]["energy"] == 100 and "energy_evaluations" not in header["progress"]
 
 
 def test_resampled_rows_follow_the_target():
@@ -119,8 +132,17 @@ def test_score_and_velocity_say_the_same(kind):
 
 
 def test_the_shipped_recipes_of_energy_methods_need_no_data():
-    shipped = {"dw4": ("adjoint", "weighted-adjoint", "idem", "bootstrap"), "lj55": ("adjoint",), "manywell32": ("adjoint",)}
+    both = ("adjoint", "weighted-adjoint")
+    shipped = {"dw4": (*both, "idem", "bootstrap"), "lj55": both, "manywell32": both}
     for name, recipes in shipped.items():
         system = load_system(name)
         assert not any(load_recipe(system, recipe).needs_data for recipe in recipes)
     assert load_recipe(load_system("dw4"), "diffusion").needs_data
+    assert isinstance(load_recipe(load_system("manywell32")), WeightedAdjointRecipe), "the one that system.toml names"
+
+
+@pytest.mark.parametrize("name", ["dw4", "lj13", "gmm40"])
+def test_the_teacher_of_a_shipped_bootstrap_is_another_recipe_of_the_system(name):
+    system = load_system(name)
+    teacher = load_recipe(system, "bootstrap").teacher
+    assert teacher.weights in load_recipe(system, teacher.generator).weights

@@ -71,7 +71,7 @@ def test_search_order(copy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lj14", "", "../dw4", "lj13/reference.json"])
 def test_unknown_system(name):
-    with pytest.raises(SystemFileError, match="no system at|unknown system .* known systems: .*dw4, gmm40, lj13, lj55"):
+    with pytest.raises(SystemFileError, match="no system at|unknown system .* known systems: .*dw4, gmm40, .*lj13, lj55"):
         load_system(name)
 
 
@@ -92,7 +92,7 @@ def test_unknown_system_suggests_a_near_one():
     ("thin = 10", "thining = 10", r"reference\.parallel-tempering\.thining: unknown key; allowed here: sampler, chains, .*thin, "),
     ("length_unit", "lenght_unit", r"lenght_unit: unknown key; allowed here: name, description, .*length_unit"),
     ('"double-well"', '"triple-well"', r"energy: .*'triple-well'.*'lennard-jones', 'double-well'"),
-    ('"mean-free"', '"torus"', r"space\.kind: .*'mean-free' or 'euclidean'.*got 'torus'"),
+    ('"mean-free"', '"torus"', r"space\.kind: .*'mean-free', 'euclidean', .*got 'torus'"),
     ('"mean-free"', '"euclidean"', r"lives on MeanFree\(n=4, d=2\), not on Euclidean"),
     ('target = "torch"', 'target = "openmm"', r"has no OpenMM engine; set engines\.target to .torch."),
     ('"pair_distance_mean"', '"pair_distance"', r"unknown observables pair_distance; known are u, .*pair_distance_mean"),

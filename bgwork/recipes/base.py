@@ -22,8 +22,11 @@ from bgwork.records import Origin
 from bgwork.reweighting import ess, weigh
 from bgwork.samplers.batches import Progress
 from bgwork.samplers.integrators import TABLEAUS
+from bgwork.spaces import Euclidean, MeanFree, Space
 from bgwork.system import Section, System
 from bgwork.training import TrainingJob
+
+RAW_QUANTILES = ("raw_u_05", "raw_u_50", "raw_u_95")  # of the samples that ESS is evaluated on, in the metrics
 
 
 class RecipeError(ValueError):
@@ -94,11 +97,13 @@ class Recipe(Section):
         weights: kinds of weights its samplers can hand over, the default first.
         integrators: that its samplers can use.
         needs_data: whether training needs configurations.
+        spaces: that it can be trained on.
     """
 
     weights: ClassVar[tuple[str, ...]] = ("density",)
     integrators: ClassVar[tuple[str, ...]] = tuple(TABLEAUS)
     needs_data: ClassVar[bool] = True
+    spaces: ClassVar[tuple[type[Space], ...]] = (Euclidean, MeanFree)
 
     objective: str
     description: str = ""
@@ -109,11 +114,24 @@ class Recipe(Section):
         return self.field.build(system)
 
     def fresh_network(self, request: Request) -> nn.Module:
-        """The network that a training starts from, seeded, with the scales of its data where the field keeps any."""
+        """The network that a training starts from, seeded, with the scales of its data where the field keeps any.
+
+        Raises:
+            RecipeError: if the system lives on a space that the recipe is not for.
+        """
+        self.check_space(request.system)
         network = initial_network(self, request.system, seed=request.seed)
         if request.data is not None and hasattr(self.field, "fit"):
             self.field.fit(network, request.data)
         return network
+
+    def check_space(self, system: System) -> None:
+        """RecipeError if the system lives on a space that the recipe is not for."""
+        if not isinstance(system.space, self.spaces):
+            fit = " or ".join(space.__name__ for space in self.spaces)
+            other = "flow-sampling" if isinstance(system.space, Euclidean | MeanFree) else "curved-flow-sampling"
+            raise RecipeError(f"objective {self.objective!r} is for {fit} space, but {system.name} lives on {system.space}; "
+                              f"take a recipe with objective = \"{other}\"")
 
     @abstractmethod
     def job(self, request: Request) -> TrainingJob:
@@ -173,17 +191,21 @@ def job_meta(recipe: Recipe, request: Request) -> Mapping[str, Any]:
     return {
         "system": request.system.name, "recipe_name": request.name, "recipe": recipe.model_dump(), "seed": request.seed,
         "data": "" if request.data is None else tensor_fingerprint(request.data),
-        "prior_std": request.system.prior.std, "commit": commit(), "versions": versions()}
+        "prior_std": getattr(request.system.prior, "std", None), "commit": commit(), "versions": versions()}
 
 
 def ess_of(recipe: Recipe, system: System, *, n: int) -> Callable[[nn.Module], dict[str, float]]:
-    """Effective sample size of the recipe's sampler on a few hundred samples: a progress figure, never reported as a result."""
+    """ESS and quantiles of u of the recipe's sampler on a few hundred samples: progress figures, never reported as a result.
+
+    Their energies are no part of what the training has spent: nothing is learned from them.
+    """
     origin = Origin(method="training", system=system.name)
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         sampler = recipe.sampler_of(Trained(network=network, system=system, prior=system.prior, origin=origin), recipe.default_choice())
         proposal = sampler.sample(n, generator=torch.Generator().manual_seed(n))
         weighted = weigh(proposal, system.differentiable_target, accept=(proposal.density,))
-        return {"ess": ess(weighted).value, "ess_samples": n}
+        quantiles = torch.nanquantile(weighted.u, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), interpolation="lower")
+        return {"ess": ess(weighted).value, "ess_samples": n, **dict(zip(RAW_QUANTILES, quantiles.tolist(), strict=True))}
 
     return evaluate

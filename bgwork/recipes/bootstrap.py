@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 
 import torch
 
+from bgwork import store
 from bgwork.objectives.bootstrap import Resampled, data_from
 from bgwork.recipes.base import RecipeError, Request
 from bgwork.recipes.flow_matching import FlowMatchingRecipe
-from bgwork.records import Density
+from bgwork.records import Cost, Density
 from bgwork.system import Count, Section
 from bgwork.training import TrainingJob
 
@@ -41,10 +42,12 @@ class BootstrapRecipe(FlowMatchingRecipe):
     teacher: TeacherSection
 
     def job(self, request: Request) -> TrainingJob:
+        self.check_space(request.system)
         data = self._data(request)
         job = super().job(replace(request, data=data.x))
         told = {"ess": data.ess.value, "distinct": data.distinct, **asdict(data.cost)}
-        return replace(job, meta={**job.meta, "teacher": told})
+        spent = spent_in_all(teacher_path(self.teacher.generator, request.system.path), data.cost)
+        return replace(job, meta={**job.meta, "teacher": told, **({"spent": spent} if spent else {})})
 
     def _data(self, request: Request) -> Resampled:
         from bgwork.generators import load_trained  # here, since generators are read by recipes
@@ -71,3 +74,17 @@ def teacher_path(generator: str, folder: Path) -> Path:
         if path.is_file():
             return path
     raise RecipeError(f"teacher.generator: no {generator!r} in {folder / 'generators'}, and no such file or folder; train it first")
+
+
+def spent_in_all(teacher: Path, cost: Cost) -> dict[str, float]:
+    """Evaluations by the teacher's own training and by the samples drawn from it; empty if the former is unknown, as with MD data.
+
+    Args:
+        teacher: its file.
+        cost: of the samples drawn and weighed.
+    """
+    progress = store.load_checkpoint(teacher)[1].get("progress", {})
+    before = {f"{kind}_evaluations": progress.get(f"{kind}_evaluations") for kind in ("energy", "gradient")}
+    if None in before.values():
+        return {}
+    return {f"{kind}_evaluations": before[f"{kind}_evaluations"] + getattr(cost, kind) for kind in ("energy", "gradient")}

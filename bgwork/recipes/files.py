@@ -14,6 +14,7 @@ from bgwork import store
 from bgwork.recipes.adjoint import AdjointRecipe, BridgeMatchingRecipe, WeightedAdjointRecipe
 from bgwork.recipes.base import Recipe, RecipeError
 from bgwork.recipes.bootstrap import BootstrapRecipe
+from bgwork.recipes.curved import CurvedFlowSamplingRecipe
 from bgwork.recipes.diffusion import DiffusionRecipe
 from bgwork.recipes.distill import DistillRecipe
 from bgwork.recipes.flow_matching import FlowMatchingRecipe
@@ -27,8 +28,8 @@ from bgwork.system import System
 OBJECTIVES: dict[str, type[Recipe]] = {
     "flow-matching": FlowMatchingRecipe, "polish": PolishRecipe, "diffusion": DiffusionRecipe, "idem": IDEMRecipe,
     "adjoint": AdjointRecipe, "weighted-adjoint": WeightedAdjointRecipe, "bridge-matching": BridgeMatchingRecipe,
-    "bootstrap": BootstrapRecipe,
-    "flow-sampling": FlowSamplingRecipe, "distill": DistillRecipe, "polish-map": MapPolishRecipe}
+    "bootstrap": BootstrapRecipe, "flow-sampling": FlowSamplingRecipe, "curved-flow-sampling": CurvedFlowSamplingRecipe,
+    "distill": DistillRecipe, "polish-map": MapPolishRecipe}
 
 
 def list_recipes(system: System) -> tuple[str, ...]:
@@ -96,7 +97,7 @@ def _explain(error: dict[str, Any], kind: type[Recipe]) -> str:
     where = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         table = where[:-1]
-        section = kind if not table else FIELDS[table[1]] if table[0] == "field" else kind.model_fields[table[0]].annotation
+        section = kind if not table else FIELDS.get(table[-1], kind.model_fields[table[0]].annotation)
         return f"{'.'.join(where)}: unknown key; allowed here: {', '.join(section.model_fields)}"
     got = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f", got {error['input']!r}"
     return f"{'.'.join(where) or 'the file'}: {error['msg']}{got}"

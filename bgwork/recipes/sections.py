@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bgwork.couplings import EquivariantOptimalTransport, Independent, MolecularAlignment, OptimalTransport
+from bgwork.fields.ambient import AmbientDrifts
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
@@ -86,6 +87,18 @@ class MolecularSection(Section):
 
     def fit(self, network: nn.Module, data: Tensor) -> None:
         network.scale.measure(data)
+
+
+class AmbientSection(Section):
+    """[field] kind = "ambient", for curved spaces alone: both drifts of `AmbientDrifts`; scale in the length unit."""
+
+    kind: Literal["ambient"]
+    hidden: Count = 128
+    depth: Count = 4
+    scale: Positive = 1.0
+
+    def build(self, system: System) -> nn.Module:
+        return AmbientDrifts(system.space, hidden=self.hidden, depth=self.depth, scale=self.scale)
 
 
 FieldSection = Annotated[MultiHopSection | EGNNSection | MLPSection | MolecularSection, Field(discriminator="kind")]

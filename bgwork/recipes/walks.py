@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
-from bgwork.objectives.replay import EnergyMethod, ReplaySettings, ReplaySource, regression_loss
+from bgwork.objectives.replay import EnergyMethod, Regression, ReplaySettings, ReplaySource, regression_loss
 from bgwork.paths import Times, stops
 from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
@@ -19,19 +21,21 @@ from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
 
 
-class WalkSection(Section):
-    """[sampler]: `steps` random steps for path weights; with weights = "density" as many of `integrator`, along the probability flow.
-
-    `power` above 1 makes steps shorter towards the data (`bgwork.paths.stops`).
-    """
+class StopsSection(Section):
+    """[sampler] of a walk: `steps` random steps; `power` above 1 makes them shorter towards the data (`bgwork.paths.stops`)."""
 
     steps: Count = 50
     power: Positive = 1.0
-    integrator: Literal["euler", "midpoint", "heun", "rk4"] = "midpoint"
 
     def times(self, steps: int | None = None) -> torch.Tensor:
         """Times [steps + 1] from 0 to 1."""
         return stops(steps or self.steps, power=self.power)
+
+
+class WalkSection(StopsSection):
+    """[sampler] of a walk with a probability flow: with weights = "density" as many steps of `integrator`, along that."""
+
+    integrator: Literal["euler", "midpoint", "heun", "rk4"] = "midpoint"
 
 
 class ReplaySection(Section):
@@ -85,8 +89,12 @@ class EnergyRecipe(Recipe):
         source = ReplaySource(target=system.differentiable_target, method=self.method(system, self.sampler.times()),
                               settings=self.replay_settings(), seed=request.seed)
         return TrainingJob(
-            model=network, loss=regression_loss, data=source, config=training.config(), folder=request.folder, meta=job_meta(self, request),
-            evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
+            model=network, loss=self.loss(system), data=source, config=training.config(), folder=request.folder,
+            meta=job_meta(self, request), evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
+
+    def loss(self, system: System) -> Callable[[nn.Module, Regression], torch.Tensor]:
+        """(model, batch) -> scalar."""
+        return regression_loss
 
     def replay_settings(self) -> ReplaySettings:
         """How the buffer is used: rows are drawn uniformly unless a method has weights for them."""

@@ -10,9 +10,12 @@ from bgwork.protocols import Target
 from bgwork.spaces import Space
 from bgwork.targets.double_well import DoubleWell
 from bgwork.targets.gaussian_mixture import GaussianMixture
+from bgwork.targets.hyperbolic_mixture import HyperbolicMixture
 from bgwork.targets.lennard_jones import LennardJones
 from bgwork.targets.many_well import ManyWell
 from bgwork.targets.openmm import OpenMMTarget, lennard_jones_system
+from bgwork.targets.spin_chain import SpinChain
+from bgwork.targets.von_mises_fisher import VonMisesFisherMixture
 
 
 class Section(BaseModel):
@@ -78,7 +81,45 @@ class ManyWellSection(Section):
         return ManyWell(space.n, quartic=self.quartic, quadratic=self.quadratic, tilt=self.tilt, name=name)
 
 
-EnergySection = LennardJonesSection | DoubleWellSection | GaussianMixtureSection | ManyWellSection
+class VonMisesFisherSection(Section):
+    """[energy] with form = "von-mises-fisher-mixture", on a unit sphere; constants as in `VonMisesFisherMixture.random`."""
+
+    form: Literal["von-mises-fisher-mixture"]
+    components: Count
+    concentration: Positive
+    seed: Annotated[int, Field(ge=0)]
+
+    def torch(self, space: Space, name: str) -> Target:
+        return VonMisesFisherMixture.random(self.components, space.d, concentration=self.concentration, seed=self.seed, name=name)
+
+
+class HyperbolicMixtureSection(Section):
+    """[energy] with form = "hyperbolic-mixture", on a hyperboloid of curvature -1; constants as in `HyperbolicMixture.ring`."""
+
+    form: Literal["hyperbolic-mixture"]
+    components: Count
+    radius: Positive
+    std: Positive
+
+    def torch(self, space: Space, name: str) -> Target:
+        if space.d < 3:
+            raise ValueError(f"a ring of means needs a hyperbolic plane at least, that is d >= 3, got d = {space.d}")
+        return HyperbolicMixture.ring(self.components, space.d - 1, radius=self.radius, std=self.std, name=name)
+
+
+class SpinChainSection(Section):
+    """[energy] with form = "spin-chain": n spins on unit spheres; coupling as in `SpinChain`."""
+
+    form: Literal["spin-chain"]
+    coupling: float
+
+    def torch(self, space: Space, name: str) -> Target:
+        return SpinChain(space.n, space.d, coupling=self.coupling, name=name)
+
+
+EnergySection = (LennardJonesSection | DoubleWellSection | GaussianMixtureSection | ManyWellSection | VonMisesFisherSection
+                 | HyperbolicMixtureSection | SpinChainSection)
 ENERGIES: dict[str, type[Section]] = {
     "lennard-jones": LennardJonesSection, "double-well": DoubleWellSection, "gaussian-mixture": GaussianMixtureSection,
-    "many-well": ManyWellSection}
+    "many-well": ManyWellSection, "von-mises-fisher-mixture": VonMisesFisherSection, "hyperbolic-mixture": HyperbolicMixtureSection,
+    "spin-chain": SpinChainSection}

@@ -1,0 +1,168 @@
+"""Few evaluations, exact weights: the shipped generators of a system, at every number of evaluations that issue 3 asks for.
+
+    python benchmarks/few_step.py lj13 dw4 gmm40 -n 10000 --seed 14
+    python benchmarks/few_step.py lj13 -n 10000 --seed 14 --only polish polish-4
+
+Each line of `LINES` is drawn with a seed of its own (--seed plus its place there), weighed with the system's target, raw, and
+compared: reverse ESS (bootstrap s.d.), forward ESS on held-out reference samples (executed maps alone have a density there), log Z, largest
+weight, the certificate, and seconds per 1,000 effective samples. A flow's share of its converged ESS is against the same flow with
+CONVERGED midpoint steps. Generators that a system does not ship are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from ess import held_out
+from rows import Row, estimate_row, publish
+
+from bgwork.free_energy import forward_ess
+from bgwork.generators import generator_path, load_trained, shipped_generators
+from bgwork.records import Density, Estimate, WeightedSamples
+from bgwork.reweighting import ess, log_z, max_weight, weigh
+from bgwork.samplers.executed import ExecutedMap
+from bgwork.system import System, load_system
+
+CONVERGED = 32  # midpoint steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of the table: a generator, how it is weighed, its steps (None: its own)."""
+
+    recipe: str
+    weights: str = "density"
+    steps: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.recipe}, {self.weights} weights"
+
+
+def flow_lines(recipe: str) -> tuple[Line, ...]:
+    return tuple(Line(recipe=recipe, steps=steps) for steps in (4, 6, 8, CONVERGED))
+
+
+LINES = (
+    *flow_lines("eqot-fm"), *flow_lines("ot-fm"), *(Line(recipe=recipe) for recipe in ("polish", "polish-4", "polish-2")),
+    *(Line(recipe="distill", steps=steps) for steps in (1, 2, 4, 8)),
+    *(Line(recipe=recipe) for recipe in ("distill-polish", "distill-polish-2")),
+    *(Line(recipe=recipe, weights="path", steps=steps) for recipe in ("distill", "distill-alone") for steps in (6, 12, 25)),
+    *(Line(recipe="diffusion", weights="path", steps=steps) for steps in (25, 50, 100)))
+GOALS = {
+    ("lj13", "polish", None): ">= .70, >= .95 of the converged flow's", ("lj13", "polish-4", None): ">= .85",
+    ("lj13", "distill", 4): ">= .8 of the teacher's", ("lj13", "distill", 2): ">= .5 of the teacher's", ("dw4", "distill", 4): ">= .80",
+    ("dw4", "distill-polish", None): ">= .80"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a line gave."""
+
+    line: Line
+    weighted: WeightedSamples
+    seed: int
+    forward: Estimate | None
+    note: str
+
+    @property
+    def evaluations(self) -> float:
+        return self.weighted.proposal.cost.network / len(self.weighted)
+
+    @property
+    def exact(self) -> bool:
+        return self.weighted.proposal.density in (Density.EXACT, Density.PATH)
+
+
+def drawn(system: System, line: Line, options: argparse.Namespace) -> Measured:
+    """Sample and weigh one line; a density that its certificate does not vouch for is admitted by name, and its row says so."""
+    made_by, trained = load_trained(generator_path(system.name, recipe=line.recipe), system=system)
+    choice = replace(made_by.default_choice(), weights=line.weights)
+    sampler = made_by.sampler_of(trained, replace(choice, steps=line.steps or choice.steps))
+    seed, reference = options.seed + LINES.index(line), held_out(system, options.held_out)
+    if isinstance(sampler, ExecutedMap):
+        sampler = replace(sampler, batch=options.batch, round_trip=reference.x[: options.round_trip])
+    weighted = weigh(sampler.sample(options.n, generator=torch.Generator().manual_seed(seed)), system.target, accept=(Density.UNCERTIFIED,))
+    forward, note = None, ""
+    if isinstance(sampler, ExecutedMap) and weighted.proposal.certificate.clean:
+        try:
+            forward = forward_ess(weighted, sampler.log_prob(reference.x), reference.u, group=reference.proposal.group)
+        except ValueError as error:
+            note = f"no forward ESS: {error}"
+    return Measured(line=line, weighted=weighted, seed=seed, forward=forward, note=note)
+
+
+def rows_of(system: System, measured: Measured) -> list[Row]:
+    """Every figure of a line."""
+    weighted, line = measured.weighted, measured.line
+    n, proposal, reverse = len(weighted), weighted.proposal, ess(weighted)
+    common = {"system": system.name, "method": f"{line.label}, {proposal.density.value}", "evaluations": measured.evaluations, "n": n,
+              "seed": measured.seed}
+    rows = [
+        estimate_row("reverse ESS", reverse, goal=GOALS.get((system.name, line.recipe, line.steps)), **common),
+        estimate_row("log Z", log_z(weighted), **common), Row(metric="largest weight", value=max_weight(weighted), **common),
+        Row(metric="n_failed", value=weighted.n_failed, **common),
+        Row(metric="seconds per 1,000 samples", value=1000 * proposal.cost.seconds / n, **common),
+        Row(metric="seconds per 1,000 effective samples", value=1000 * proposal.cost.seconds / n / reverse.value, **common)]
+    if measured.forward is not None:
+        rows.insert(1, estimate_row("forward ESS", measured.forward, **common))
+    if proposal.certificate is not None:
+        rows += [Row(metric="negative determinants", value=proposal.certificate.n_negative, goal="0", **common),
+                 Row(metric="round trips failed", value=proposal.certificate.n_round_trip_failed, goal="0", **common)]
+    return rows
+
+
+def compared(system: System, found: list[Measured]) -> list[Row]:
+    """Each flow against itself converged, and the largest |z| between any two values of log Z."""
+    rows = []
+    converged = {m.line.recipe: ess(m.weighted) for m in found if m.line.steps == CONVERGED and m.line.weights == "density"}
+    for m in found:
+        whole, part = converged.get(m.line.recipe), ess(m.weighted)
+        if whole is None or m.line.steps == CONVERGED:
+            continue
+        error = part.value / whole.value * math.hypot(part.stderr / part.value, whole.stderr / whole.value)
+        rows.append(Row(metric=f"ESS / ESS at {2 * CONVERGED} evaluations", value=part.value / whole.value, stderr=error,
+                        system=system.name, method=m.line.label, evaluations=m.evaluations, n=len(m.weighted), seed=m.seed))
+    exact = [log_z(m.weighted) for m in found if m.exact]
+    if len(exact) > 1:
+        worst = max(abs(a.z(b)) for a, b in itertools.combinations(exact, 2))
+        rows.append(Row(metric="largest abs(z) between values of log Z", value=worst, goal="< 4", system=system.name,
+                        method=f"{len(exact)} exact lines", n=min(len(m.weighted) for m in found)))
+    return rows
+
+
+def measure(name: str, options: argparse.Namespace) -> None:
+    """All lines that the system has generators for."""
+    system, found = load_system(name), []
+    shipped = shipped_generators(system)
+    wanted = [line for line in LINES if not options.only or line.recipe in options.only]
+    missing = sorted({line.recipe for line in wanted} - set(shipped))
+    if missing:
+        print(f"{name} ships no {', '.join(missing)}")
+    for line in (line for line in wanted if line.recipe in shipped):
+        found.append(drawn(system, line, options))
+        publish(rows_of(system, found[-1]))
+        print(found[-1].weighted.proposal.note, found[-1].note)
+    publish(compared(system, found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("systems", nargs="+")
+    parser.add_argument("-n", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=14, help="of the first line; not used in training or tuning")
+    parser.add_argument("--only", nargs="*", default=[], help="these generators")
+    parser.add_argument("--held-out", type=int, default=500, help="reference samples for forward ESS")
+    parser.add_argument("--round-trip", type=int, default=100, help="of them, for the certificate")
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args()
+    for name in options.systems:
+        measure(name, options)
+
+
+if __name__ == "__main__":
+    main()
