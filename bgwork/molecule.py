@@ -23,7 +23,7 @@ from bgwork.targets.energies import Count, Positive, Section
 from bgwork.targets.force_fields import ForceFieldError, molecule_system, positions_nm, read_pdb
 from bgwork.targets.molecular_mechanics import MolecularMechanics
 from bgwork.targets.openmm import OpenMMTarget
-from bgwork.targets.xtb import XtbTarget, default_cache
+from bgwork.targets.xtb import TightBinding, XtbTarget, default_cache
 from bgwork.topology import Stereocentre, Topology, backbone_torsions, molecules, same_chirality, stereocentres
 
 Observable = Callable[[Tensor], Tensor]
@@ -90,9 +90,9 @@ class TightBindingSection(Section):
         return read_pdb(Path(self.topology))
 
     def tblite(self, space: Space, name: str) -> Target:
-        return XtbTarget(
-            read_topology(self)[0].elements, space=space, kT=units.kT(self.temperature), offset=self.offset, charge=self.charge,
-            method=self.method, workers=os.cpu_count() or 1, cache=default_cache(name), name=name)
+        molecule = TightBinding(elements=read_topology(self)[0].elements, charge=self.charge, method=self.method)
+        return XtbTarget(molecule, space=space, kT=units.kT(self.temperature), offset=self.offset, workers=os.cpu_count() or 1,
+                         cache=default_cache(name), name=name)
 
 
 class GivenSection(Section):

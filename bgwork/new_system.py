@@ -18,7 +18,7 @@ from bgwork import store
 from bgwork.molecule import ForceFieldSection, molecular_observables, read_topology
 from bgwork.recipes import load_recipe
 from bgwork.spaces import MeanFree
-from bgwork.system import SystemError, load_system
+from bgwork.system import SystemFileError, load_system
 from bgwork.targets.force_fields import ForceFieldError, check_residues, read_force_field, read_pdb
 
 LADDER = 8  # rungs of the replica exchange, up to four times the temperature
@@ -62,21 +62,21 @@ def new_system(wanted: NewSystem, *, folder: Path = Path("systems")) -> Path:
     Returns:
         The new folder.
     Raises:
-        SystemError: if the name cannot be a folder's or is taken.
+        SystemFileError: if the name cannot be a folder's or is taken.
         ForceFieldError: if the PDB file cannot be used (missing atoms, unknown residues, several molecules), the force field is not found
             or makes a System whose density is not exp(-U/kT), or the energy of the structure is not finite.
     """
     name, folder = wanted.system_name, Path(folder)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
-        raise SystemError(f"{name!r} cannot name a system; use lower-case letters, digits, dots and hyphens (--name)")
+        raise SystemFileError(f"{name!r} cannot name a system; use lower-case letters, digits, dots and hyphens (--name)")
     if (folder / name).exists():
-        raise SystemError(f"{folder / name} exists; choose another name (--name), or delete it")
+        raise SystemFileError(f"{folder / name} exists; choose another name (--name), or delete it")
     if not (wanted.temperature > 0 and math.isfinite(wanted.temperature)):
-        raise SystemError(f"temperature must be positive, got {wanted.temperature} K")
+        raise SystemFileError(f"temperature must be positive, got {wanted.temperature} K")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
+        raise SystemFileError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
         path = Path(scratch) / name
         path.mkdir()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -112,7 +113,7 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
         training: of the generator, where it counted its evaluations of the energy.
     """
     known = weighed_reference(system)
-    reference = ReferenceSet(samples=known, log_q=held_out and held_out.log_q, rows=held_out and held_out.rows, estimates=system.references)
+    reference = independent_reference(weighted, known, system, held_out=held_out)
     basin_of = system.functions[system.basins] if system.basins else None
     diagnosis = diagnose(weighted, reference=reference, observables=observables_of(system), basin_of=basin_of)
     content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder, system)}
@@ -124,6 +125,14 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
     store.write_text(report.html, page.render(content, shown))
     store.write_json(report.json, content)
     return report
+
+
+def independent_reference(weighted: WeightedSamples, known: WeightedSamples | None, system: System, *,
+                          held_out: HeldOut | None) -> ReferenceSet:
+    """What is known of the system, as far as it can check these samples: reference samples agree with themselves, whatever they are."""
+    if known is not None and torch.isin(weighted.u, known.u[torch.isfinite(known.u)]).any():
+        return ReferenceSet(note="these are the samples that the system's reference values come from, so they were not compared with them")
+    return ReferenceSet(samples=known, log_q=held_out and held_out.log_q, rows=held_out and held_out.rows, estimates=system.references)
 
 
 def weighed_reference(system: System) -> WeightedSamples | None:

@@ -20,12 +20,12 @@ from bgwork.priors import prior_on
 from bgwork.protocols import Prior, Target
 from bgwork.records import Estimate, Proposal
 from bgwork.spaces import Space
-from bgwork.system_file import ReferenceSection, SystemError, SystemFile, read_system_file
+from bgwork.system_file import ReferenceSection, SystemFile, SystemFileError, read_system_file
 from bgwork.targets.chamber import Chamber
 from bgwork.targets.energies import Count, Positive, Section
 from bgwork.topology import Topology, handed_groups, stereocentres
 
-__all__ = ["Count", "Positive", "Section", "System", "SystemError", "list_systems", "load_system", "reference_samples"]
+__all__ = ["Count", "Positive", "Section", "System", "SystemFileError", "list_systems", "load_system", "reference_samples"]
 
 PACKAGE = Path(bgwork.__file__).parent
 
@@ -84,12 +84,12 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
         name_or_path: a name such as "lj13", or the path of a folder with a system.toml in it.
         folder: searched for the name before ./systems and the shipped systems.
     Raises:
-        SystemError: if there is no such system (the known ones are named) or its system.toml has a missing, mistyped or unknown field.
+        SystemFileError: if there is no such system (the known ones are named) or its system.toml has a missing, mistyped or unknown field.
     """
     path = _find(name_or_path, folder)
     file = read_system_file(path / "system.toml")
     if file.name != path.resolve().name:
-        raise SystemError(f"{path / 'system.toml'}: name = {file.name!r}, but its folder is {path.resolve().name!r}; make them equal")
+        raise SystemFileError(f"{path / 'system.toml'}: name = {file.name!r}, but its folder is {path.resolve().name!r}; make them equal")
     space, energy, topology, structure = file.space.build(), file.energy, None, None
     if isinstance(energy, MolecularSection):
         energy = energy.within(path)
@@ -117,21 +117,21 @@ def reference_samples(system: System) -> Proposal:
     """The small equilibrium set kept with the system, from other chains than any training data; UNNORMALISED, `group` = chain.
 
     Raises:
-        SystemError: if the system has none.
+        SystemFileError: if the system has none.
     """
     path = system.path / "reference.npz"
     if not path.exists():
-        raise SystemError(f"{system.name} has no reference samples at {path}; `bgwork reference {system.name}` makes some under runs/")
+        raise SystemFileError(f"{system.name} has no reference samples at {path}; `bgwork reference {system.name}` makes some under runs/")
     samples = store.load_samples(path)
     if not isinstance(samples, Proposal) or samples.space != system.space:
-        raise SystemError(f"{path} does not hold plain configurations of {system.name} on {system.space}")
+        raise SystemFileError(f"{path} does not hold plain configurations of {system.name} on {system.space}")
     return samples
 
 
 def _check_observables(file: SystemFile, functions: Mapping[str, object], path: Path) -> None:
     unknown = [name for name in [*file.observables, file.basins or "u"] if name != "u" and name not in functions]
     if unknown:
-        raise SystemError(f"{path}: unknown observables {', '.join(unknown)}; known are u, {', '.join(functions)}")
+        raise SystemFileError(f"{path}: unknown observables {', '.join(unknown)}; known are u, {', '.join(functions)}")
 
 
 def _roots(folder: Path | None) -> list[Path]:
@@ -145,7 +145,7 @@ def _find(name_or_path: str | Path, folder: Path | None) -> Path:
     if isinstance(name_or_path, Path) or len(given.parts) != 1 or given.is_absolute():
         path = given.parent if given.name == "system.toml" else given
         if not (path / "system.toml").exists():
-            raise SystemError(f"no system at {path}: it has no system.toml")
+            raise SystemFileError(f"no system at {path}: it has no system.toml")
         return path
     for root in _roots(folder):
         if (root / given / "system.toml").exists():
@@ -154,7 +154,7 @@ def _find(name_or_path: str | Path, folder: Path | None) -> Path:
     close = difflib.get_close_matches(str(given), known, n=1)
     hint = f", did you mean {close[0]}?" if close else ""
     known_text = ", ".join(known) or "none"
-    raise SystemError(f"unknown system {str(given)!r}{hint}; known systems: {known_text}; the path of a system's folder works too")
+    raise SystemFileError(f"unknown system {str(given)!r}{hint}; known systems: {known_text}; the path of a system's folder works too")
 
 
 def _read_references(path: Path) -> dict[str, Estimate]:
@@ -164,4 +164,4 @@ def _read_references(path: Path) -> dict[str, Estimate]:
         return {name: Estimate(**{k: float("nan") if v is None else v for k, v in value.items()})
                 for name, value in store.read_json(path)["estimates"].items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise SystemError(f"{path} does not hold estimates {{name: {{value, stderr, n_eff}}}}: {error!r}") from error
+        raise SystemFileError(f"{path} does not hold estimates {{name: {{value, stderr, n_eff}}}}: {error!r}") from error

@@ -20,7 +20,7 @@ KINDS: dict[str, type[Section]] = ENERGIES | {
     "force-field": ForceFieldSection, "tight-binding": TightBindingSection, "metadynamics": MetadynamicsSection, "given": GivenSection}
 
 
-class SystemError(ValueError):
+class SystemFileError(ValueError):
     """An unknown system or a system.toml that cannot be used, with the allowed names."""
 
 
@@ -141,17 +141,17 @@ def read_system_file(path: Path) -> SystemFile:
     """system.toml, validated.
 
     Raises:
-        SystemError: if it is not TOML, or has a missing, mistyped or unknown field.
+        SystemFileError: if it is not TOML, or has a missing, mistyped or unknown field.
     """
     try:
         with path.open("rb") as stream:
             values = tomllib.load(stream)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SystemError(f"{path} is not readable TOML: {error}") from error
+        raise SystemFileError(f"{path} is not readable TOML: {error}") from error
     try:
         return SystemFile.model_validate(values)
     except ValidationError as error:
-        raise SystemError(f"{path}:\n" + "\n".join(f"  {_explain(e)}" for e in error.errors())) from error
+        raise SystemFileError(f"{path}:\n" + "\n".join(f"  {_explain(e)}" for e in error.errors())) from error
 
 
 def _explain(error: dict[str, Any]) -> str:

@@ -55,7 +55,7 @@ def weight_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("log Z (BAR)", estimate(report["log_z_bar"]), "the same with the help of reference samples; the two must agree"),
     ]
     if report["n_groups"]:
-        rows.append(("independent groups", str(report["n_groups"]), "chains; rows of one chain count as one for the error bars"))
+        rows.append(("independent groups", str(report["n_groups"]), "chains or islands; the rows of one count as one for the error bars"))
     if report["negative_mass"]:
         rows.append(("folded weight", estimate(report["negative_mass"]), "where the map reverses orientation; half the relative bias of Z"))
     return rows

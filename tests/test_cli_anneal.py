@@ -93,6 +93,8 @@ def test_bad_options(toy, options, words):
 
 def test_what_cannot_be_annealed(toy):
     refused(call("anneal", "lj14", *SMALL), "lj14", "lj13")
+    refused(call("anneal", "vmf-s2", *SMALL, "--start", "prior"), "Euclidean and mean-free space")
+    assert not files(toy.root / "runs")
     GENERATOR.unlink()
     refused(call("anneal", "toy", *SMALL), "no generator", "bgwork train toy")
     assert call("anneal", "toy", *SMALL, "--start", "prior").exit_code == 0

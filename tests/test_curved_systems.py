@@ -19,7 +19,7 @@ from bgwork.records import Density, Origin, Proposal, WeightedSamples
 from bgwork.reference_checks import virial_of
 from bgwork.reweighting import log_z
 from bgwork.spaces import Euclidean
-from bgwork.system import SystemError, load_system
+from bgwork.system import SystemFileError, load_system
 
 CURVED = ("vmf-s2", "vmf-s4", "hyperbolic-h2", "heisenberg-chain")
 SHORT = ("--set", "training.steps=5", "--set", "training.evaluate_every=5", "--set", "training.evaluate_samples=50",
@@ -118,7 +118,7 @@ def edited(tmp_path):
 ])
 def test_impossible_spaces_are_refused(edited, name, old, new, words):
     folder = edited(name, old, new)
-    with pytest.raises(SystemError) as caught:
+    with pytest.raises(SystemFileError) as caught:
         load_system(folder)
     assert all(word in str(caught.value) for word in words)
 

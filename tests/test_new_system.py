@@ -9,7 +9,7 @@ import torch
 
 from bgwork.new_system import NewSystem, _recipe, new_system
 from bgwork.recipes import Request, default_recipe, load_recipe
-from bgwork.system import SystemError, load_system
+from bgwork.system import SystemFileError, load_system
 from bgwork.targets.chamber import Chamber
 from bgwork.targets.force_fields import ForceFieldError
 
@@ -112,15 +112,15 @@ def test_two_molecules(pdb, tmp_path):
     ({"temperature": -3.0}, "must be positive, got -3"), ({"temperature": float("nan")}, "must be positive"),
 ])
 def test_settings_out_of_range(pdb, tmp_path, settings, message):
-    with pytest.raises(SystemError, match=message):
+    with pytest.raises(SystemFileError, match=message):
         new_system(NewSystem(pdb=pdb(), solvent="vacuum", **settings), folder=tmp_path / "systems")
 
 
 def test_existing_systems_are_kept(pdb, tmp_path):
     wanted = NewSystem(pdb=pdb(), solvent="vacuum")
     new_system(wanted, folder=tmp_path)
-    with pytest.raises(SystemError, match="my exists; choose another name"):
+    with pytest.raises(SystemFileError, match="my exists; choose another name"):
         new_system(wanted, folder=tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemError, match="choose another folder"):
+    with pytest.raises(SystemFileError, match="choose another folder"):
         new_system(wanted, folder=tmp_path / "file")

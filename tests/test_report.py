@@ -32,6 +32,13 @@ def weighted_gaussian(n: int, *, seed: int, std: float = 1.3) -> WeightedSamples
     return weigh(propose(GaussianOracle(space=PLANE, std=std), n, seed=seed), GaussianOracle(space=PLANE))
 
 
+def weighted_toy(system, n: int) -> WeightedSamples:
+    """Exact draws of the toy, which are none of its reference samples."""
+    x = system.differentiable_target.sample(n, generator=torch.Generator().manual_seed(77))
+    origin = Origin(method="exact", system="toy", seed=77)
+    return weigh(Proposal(x=x, log_q=-system.target.u(x), space=system.space, density=Density.UNNORMALISED, origin=origin), system.target)
+
+
 def content_of(weighted: WeightedSamples, **changes: object) -> dict:
     return to_json_dict(diagnose(weighted)) | {"provenance": PROVENANCE} | changes
 
@@ -114,6 +121,10 @@ def test_report_of_markov_chains_has_no_log_z(toy):
     weighted = weigh(reference_samples(system), system.target)
     report = write_report(toy.root, weighted, system, held_out=None, provenance=PROVENANCE)
     assert report.content["log_z"] is None and report.content["n_groups"] == 20
+    assert report.content["reference"] == {} and any("not compared with them" in note for note in report.content["notes"])
+    assert "for want of an independent reference" in report.content["verdict"]
+    others = weighted_toy(system, 300)
+    assert set(write_report(toy.root, others, system, held_out=None, provenance=PROVENANCE).content["reference"]) >= {"u", "coordinate_x"}
     assert not any("Pareto fit" in caption for _, caption in pictures(weighted, diagnose(weighted), None, system))
     assert json.loads(report.json.read_text())["density"] == "unnormalised"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bgwork.protocols import Prior, Target
-from bgwork.system import SystemError, list_systems, load_system, reference_samples
+from bgwork.system import SystemFileError, list_systems, load_system, reference_samples
 from bgwork.targets.openmm import OpenMMTarget
 
 
@@ -71,12 +71,12 @@ def test_search_order(copy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lj14", "", "../dw4", "lj13/reference.json"])
 def test_unknown_system(name):
-    with pytest.raises(SystemError, match="no system at|unknown system .* known systems: .*dw4, gmm40, .*lj13, lj55"):
+    with pytest.raises(SystemFileError, match="no system at|unknown system .* known systems: .*dw4, gmm40, .*lj13, lj55"):
         load_system(name)
 
 
 def test_unknown_system_suggests_a_near_one():
-    with pytest.raises(SystemError, match="did you mean lj13"):
+    with pytest.raises(SystemFileError, match="did you mean lj13"):
         load_system("lj31")
 
 
@@ -101,7 +101,7 @@ def test_unknown_system_suggests_a_near_one():
     ("[space]", "[space", r"not readable TOML"),
 ])
 def test_mistakes_in_system_toml(copy, old, new, message):
-    with pytest.raises(SystemError, match=message):
+    with pytest.raises(SystemFileError, match=message):
         load_system(copy(old, new))
 
 
@@ -115,14 +115,14 @@ def test_system_without_reference(copy):
     (folder / "reference.json").unlink()
     system = load_system(folder)
     assert system.references == {}
-    with pytest.raises(SystemError, match="has no reference samples .* `bgwork reference dw4`"):
+    with pytest.raises(SystemFileError, match="has no reference samples .* `bgwork reference dw4`"):
         reference_samples(system)
 
 
 def test_reference_of_another_system(copy):
     folder = copy()
     shutil.copy(load_system("gmm40").path / "reference.npz", folder / "reference.npz")
-    with pytest.raises(SystemError, match="does not hold plain configurations of dw4"):
+    with pytest.raises(SystemFileError, match="does not hold plain configurations of dw4"):
         reference_samples(load_system(folder))
 
 
@@ -130,7 +130,7 @@ def test_reference_of_another_system(copy):
 def test_damaged_reference_values(copy, text):
     folder = copy()
     (folder / "reference.json").write_text(text)
-    with pytest.raises(SystemError, match="does not hold estimates"):
+    with pytest.raises(SystemFileError, match="does not hold estimates"):
         load_system(folder)
 
 
@@ -208,11 +208,11 @@ def test_tight_binding_takes_no_force_field_engine(molecule):
     for old, new in changes.items():
         text = text.replace(old, new)
     (path / "system.toml").write_text(text)
-    with pytest.raises(SystemError, match='has no OpenMM engine; set engines.target to "tblite"'):
+    with pytest.raises(SystemFileError, match='has no OpenMM engine; set engines.target to "tblite"'):
         load_system(path)
     text = (path / "system.toml").read_text().replace('"openmm"', '"tblite"').replace('= "torch"', '= "tblite"')
     (path / "system.toml").write_text(text)
-    with pytest.raises(SystemError, match='choose "given" and bring a trajectory'):
+    with pytest.raises(SystemFileError, match='choose "given" and bring a trajectory'):
         load_system(path)
     (path / "system.toml").write_text(text.replace("metadynamics", "given"))
     assert load_system(path).energy == "tight-binding"

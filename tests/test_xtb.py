@@ -10,7 +10,7 @@ import torch
 
 from bgwork import units
 from bgwork.spaces import MeanFree
-from bgwork.targets.xtb import EnergyCache, XtbError, XtbTarget
+from bgwork.targets.xtb import EnergyCache, TightBinding, XtbError, XtbTarget
 
 pytest.importorskip("tblite")
 WATER = ("O", "H", "H")
@@ -24,8 +24,8 @@ def water(count=1, seed=0):
     return SPACE.project(x + 0.003 * noise)
 
 
-def target(**settings):
-    return XtbTarget(WATER, space=SPACE, **{"kT": units.kT(300.0), **settings})
+def target(*, charge=0, method="GFN2-xTB", **settings):
+    return XtbTarget(TightBinding(elements=WATER, charge=charge, method=method), space=SPACE, **{"kT": units.kT(300.0), **settings})
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +129,14 @@ def test_dead_worker_is_reported_and_replaced():
     made.close()
 
 
-@pytest.mark.parametrize(("elements", "settings", "message"), [
-    (("O", "H", "Xx"), {}, r"unknown elements \['Xx'\]"), (("O", "H"), {}, "2 atoms in 3 dimensions"),
-    (WATER, {"method": "GFN9"}, r"method GFN9 \(known: GFN2-xTB"), (WATER, {"kT": 0.0}, "must be positive, got 0.0"),
-    (WATER, {"workers": 0}, "must be positive"),
+@pytest.mark.parametrize(("molecule", "settings", "message"), [
+    ({"elements": ("O", "H", "Xx")}, {}, r"unknown elements \['Xx'\]"), ({"elements": ("O", "H")}, {}, "2 atoms in 3 dimensions"),
+    ({"method": "GFN9"}, {}, r"method GFN9 \(known: GFN2-xTB"), ({}, {"kT": 0.0}, "must be positive, got 0.0"),
+    ({}, {"workers": 0}, "must be positive"),
 ])
-def test_refusals(elements, settings, message):
+def test_refusals(molecule, settings, message):
     with pytest.raises(XtbError, match=message):
-        XtbTarget(elements, space=SPACE, **{"kT": 2.5, **settings})
+        XtbTarget(TightBinding(**{"elements": WATER, **molecule}), space=SPACE, **{"kT": 2.5, **settings})
 
 
 def test_cache_that_is_something_else(tmp_path):

@@ -22,20 +22,26 @@ from bgwork.topology import equivalent_hydrogens
 from bgwork.training import TrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1, strict=False)]
+Basis = Annotated[int, Field(ge=2)]
 
 
-class MultiHopSection(Section):
-    """[field] kind = "multihop"; sizes as in `MultiHopConfig`."""
+class HopSizes(Section):
+    """Sizes of a multi-hop field, as in `MultiHopConfig`."""
+
+    hidden: Count = MultiHopConfig.hidden
+    message: Count = MultiHopConfig.message
+    vectors: Count = MultiHopConfig.vectors
+    hops: Count = MultiHopConfig.hops
+    node_hidden: Count = MultiHopConfig.node_hidden
+    n_basis: Basis = MultiHopConfig.n_basis
+    r_max: Positive = MultiHopConfig.r_max
+    softening: Positive
+
+
+class MultiHopSection(HopSizes):
+    """[field] kind = "multihop"."""
 
     kind: Literal["multihop"]
-    hidden: Count = 64
-    message: Count = 64
-    vectors: Count = 16
-    hops: Count = 2
-    node_hidden: Count = 96
-    n_basis: Annotated[int, Field(ge=2)] = 32
-    r_max: Positive = 6.0
-    softening: Positive
 
     def build(self, system: System) -> nn.Module:
         return MultiHop(system.space.n, system.space.d, MultiHopConfig(**self.model_dump(exclude={"kind"})))
@@ -64,19 +70,13 @@ class MLPSection(Section):
         return MLP(system.space.n, system.space.d, hidden=self.hidden, depth=self.depth, scale=self.scale)
 
 
-class MolecularSection(Section):
-    """[field] kind = "molecular": a chiral multi-hop field in which every atom is a kind of its own; sizes as in `MultiHopConfig`."""
+class MolecularSection(HopSizes):
+    """[field] kind = "molecular": a chiral multi-hop field in which every atom is a kind of its own; lengths in nm."""
 
     kind: Literal["molecular"]
-    hidden: Count = 64
-    message: Count = 64
-    vectors: Count = 16
-    hops: Count = 2
-    node_hidden: Count = 96
-    n_basis: Annotated[int, Field(ge=2)] = 24
-    kind_basis: Annotated[int, Field(ge=2)] = 24
+    n_basis: Basis = 24
+    kind_basis: Basis = MultiHopConfig.kind_basis
     r_max: Positive = 1.5
-    softening: Positive
 
     def build(self, system: System) -> nn.Module:
         if system.structure is None:

@@ -19,12 +19,14 @@ class ReferenceSet:
         log_q: [M] the generator's normalised log-density at them, NaN where its inverse failed, or None where it has no density.
         rows: [M] which of the samples `log_q` belongs to, or None for all of them.
         estimates: reference values by observable name; they take precedence over averages of `samples`.
+        note: on what else there would be, printed with every figure.
     """
 
     samples: WeightedSamples | None = None
     log_q: Tensor | None = None
     rows: Tensor | None = None
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None
         negative_mass=None if proposal.sign is None else negative_mass(weighted), observables=averages,
         reference=_compare(averages, _reference_values(averages, reference, observables or {})), basins=basins,
         basin_reference=_compare(basins, basin_truth), cost=proposal.cost, edits=proposal.origin.edits,
-        notes=tuple(note for note in (proposal.note, _copies(proposal), *notes) if note), **absolute)
+        notes=tuple(note for note in (proposal.note, _copies(proposal), reference.note, *notes) if note), **absolute)
     return judge(figures)
 
 

@@ -38,7 +38,7 @@ def _praise(figures: Diagnosis) -> str:
         parts.append(f"all {compared} reference values within {MAX_Z:g} standard errors")
     parts += [f"edited: {edit}" for edit in figures.edits]
     if not (figures.forward_ess or compared):
-        parts.append("missing modes were not looked for, since there is no reference")
+        parts.append("missing modes were not looked for, for want of an independent reference")
     return "trust: " + ", ".join(parts)
 
 

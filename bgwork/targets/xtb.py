@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 import sqlite3
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,26 @@ class XtbError(ValueError):
     """A molecule or a cache that the tight-binding target cannot use, with the remedy."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TightBinding:
+    """What is calculated, whatever its temperature.
+
+    Attributes:
+        elements: symbols of the atoms.
+        charge: total charge in units of e.
+        method: one of `METHODS`.
+    """
+
+    elements: tuple[str, ...]
+    charge: int = 0
+    method: str = METHODS[0]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Atomic numbers."""
+        return [ATOMIC_NUMBERS[element] for element in self.elements]
+
+
 class XtbTarget(CountedTarget):
     """The GFN2-xTB energy of a molecule in units of kT.
 
@@ -43,12 +63,10 @@ class XtbTarget(CountedTarget):
     and from the same initial guess, so that the numbers depend on nothing but the coordinates.
 
     Args:
-        elements: symbols of the atoms.
+        molecule: elements, charge and method.
         space: of the configurations, d = 3, in nm.
         kT: thermal energy in kJ/mol (`units.kT(temperature)`).
         offset: E_0 in kJ/mol.
-        charge: total charge in units of e.
-        method: one of `METHODS`.
         workers: processes.
         cache: SQLite file, made if there is none; None keeps nothing.
         name: printed with every figure.
@@ -63,9 +81,10 @@ class XtbTarget(CountedTarget):
 
     batch = 1_000_000  # workers take one configuration at a time anyway
 
-    def __init__(self, elements: Sequence[str], *, space: Space, kT: float, offset: float = 0.0, charge: int = 0, method: str = "GFN2-xTB",
-                 workers: int = 1, cache: Path | None = None, name: str = "xtb") -> None:
+    def __init__(self, molecule: TightBinding, *, space: Space, kT: float, offset: float = 0.0, workers: int = 1,
+                 cache: Path | None = None, name: str = "xtb") -> None:
         super().__init__(name, space)
+        elements, method = molecule.elements, molecule.method
         unknown = [element for element in elements if element not in ATOMIC_NUMBERS]
         if unknown or method not in METHODS or (len(elements), 3) != (space.n, space.d):
             raise XtbError(f"{name}: unknown elements {unknown or 'none'}, method {method} (known: {', '.join(METHODS)}), "
@@ -73,10 +92,10 @@ class XtbTarget(CountedTarget):
         if not (kT > 0 and workers >= 1):
             raise XtbError(f"{name}: kT and workers must be positive, got {kT} and {workers}")
         self.kT, self.offset, self.workers = kT, offset, workers
-        numbers = [ATOMIC_NUMBERS[element] for element in elements]
-        self.pool = Workers({"engine": "tblite", "method": method, "numbers": numbers, "charge": charge, "bohr": units.BOHR,
+        numbers = molecule.numbers
+        self.pool = Workers({"engine": "tblite", "method": method, "numbers": numbers, "charge": molecule.charge, "bohr": units.BOHR,
                              "hartree": units.HARTREE}, space.n)
-        self.cache = None if cache is None else EnergyCache(cache, label=f"{method} {charge} {numbers}")
+        self.cache = None if cache is None else EnergyCache(cache, label=f"{method} {molecule.charge} {numbers}")
         self.n_cached = 0
 
     def _energy(self, x: Tensor) -> Tensor:
