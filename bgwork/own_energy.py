@@ -44,12 +44,12 @@ def energy_recipe(space: Space, *, spread: float, curvature: float, steps: int =
         "training": {"steps": steps, "warmup": min(100, steps), "evaluate_every": 0}}, source="energy_recipe")
 
 
-def system_of(target: Target, *, spread: float) -> System:
+def system_of(target: Target, *, spread: float | None) -> System:
     """A system that exists in memory alone: an energy, without reference data.
 
     Args:
         target: its reduced energy; weights and training use the same object, and its counters go on.
-        spread: standard deviation of the prior on flat or hyperbolic space, in the length unit.
+        spread: standard deviation of the prior, in the length unit; None on a sphere, where it is uniform.
     Raises:
         ValueError: if it lacks something that a target needs.
     """
@@ -60,13 +60,13 @@ def system_of(target: Target, *, spread: float) -> System:
         energy="own", description="made in Python", source="", reference=GivenSection(sampler="given"))
 
 
-def train_sampler(target: Target, recipe: Recipe, *, spread: float, folder: Path | None = None, seed: int = 0) -> Sampler:
+def train_sampler(target: Target, recipe: Recipe, *, spread: float | None, folder: Path | None = None, seed: int = 0) -> Sampler:
     """Train a sampler from the energy alone.
 
     Args:
         target: the reduced energy.
-        recipe: of an objective that needs no data; `energy_recipe` makes one.
-        spread: as in `energy_recipe`.
+        recipe: of an objective that needs no data; `energy_recipe` makes one for flat space.
+        spread: as in `energy_recipe`; None on a sphere.
         folder: where checkpoint, metrics and generator go; nothing is kept without.
         seed: of initial weights and everything drawn in training.
     Returns:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from oracles import GaussianOracle
 
-from bgwork.curved import Sphere
 from bgwork.generators import load_generator
 from bgwork.own_energy import energy_recipe, system_of, train_sampler
 from bgwork.priors import Gaussian
@@ -36,6 +35,13 @@ def test_particles_of_a_mean_free_space_are_interchangeable():
     assert energy_recipe(PLANE, spread=1.0, curvature=1.0).field.kind == "mlp"
 
 
+def test_energies_on_spheres_take_a_recipe_for_them():
+    pair = SpinChain(2, coupling=1.0)
+    recipe = load_recipe(load_system("heisenberg-chain"), overrides=["training.steps=1", "training.evaluate_every=0", "replay.fresh=50"])
+    found = log_z(weigh(train_sampler(pair, recipe, spread=None).sample(2000, generator=torch.Generator().manual_seed(0)), pair))
+    assert abs(found.value - pair.log_z) < 4 * found.stderr < 0.2
+
+
 @pytest.mark.parametrize("scales", [{"spread": 0.0, "curvature": 1.0}, {"spread": 1.0, "curvature": -1.0}])
 def test_scales_must_be_positive(scales):
     with pytest.raises(RecipeError, match="greater than 0"):
@@ -50,4 +56,3 @@ def test_what_cannot_be_trained_is_refused():
         train_sampler(GaussianOracle(space=PLANE), load_recipe(load_system("gmm40"), "ot-fm"), spread=1.0)
     with pytest.raises(ValueError, match="leave out its std"):
         train_sampler(SpinChain(2, coupling=1.0), recipe, spread=1.0)
-    assert isinstance(SpinChain(2, coupling=1.0).space, Sphere)

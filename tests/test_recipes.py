@@ -15,6 +15,7 @@ from bgwork.protocols import Sampler
 from bgwork.recipes import RecipeError, Request, initial_network, list_recipes, load_recipe, parse_recipe, save_recipe
 from bgwork.recipes.base import Trained
 from bgwork.records import Origin
+from bgwork.runs import SampleSettings
 from bgwork.system import list_systems, load_system
 
 
@@ -33,6 +34,14 @@ def test_every_shipped_recipe_builds_its_network_and_sampler():
                               origin=Origin(method=name, system=system.name))
             sampler = recipe.sampler_of(trained, recipe.default_choice())
             assert isinstance(sampler, Sampler) and sampler.space == system.space
+
+
+def test_the_commands_know_every_recipe_s_own_way_of_sampling():
+    for system in map(load_system, list_systems()):
+        for name in list_recipes(system):
+            recipe = load_recipe(system, name)
+            asked, own = SampleSettings().on(recipe), recipe.default_choice()
+            assert (asked.integrator, asked.steps, asked.weights) == (own.integrator, own.steps, own.weights)
 
 
 def test_overrides_reach_the_job(toy):
