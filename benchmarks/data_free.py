@@ -64,8 +64,7 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
     """A generator's samples with each kind of weight that it has."""
     path = Path(recipe) if recipe.endswith(".safetensors") else generator_path(system.name, recipe=recipe)
     made_by, trained = load_trained(path, system=system)
-    progress = store.load_checkpoint(path)[1]["progress"]
-    spent = progress.get("energy_evaluations", 0) + progress.get("gradient_evaluations", 0)
+    spent = spent_on(path)
     for weights in made_by.weights:
         if weights == "continuous":
             continue
@@ -73,7 +72,17 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
         proposal = made_by.sampler_of(trained, choice).sample(options.n, generator=torch.Generator().manual_seed(options.seed))
         weighted = weigh(proposal, system.target, accept=(Density.UNCERTIFIED,))
         name = f"{path.stem}, {proposal.density.value} weights"
-        yield Pool(method=name, weighted=weighted, evaluations=proposal.cost.network / options.n, spent=int(spent))
+        yield Pool(method=name, weighted=weighted, evaluations=proposal.cost.network / options.n, spent=spent)
+
+
+def spent_on(path: Path) -> int:
+    """Energies and gradients behind a generator: its training's, and for a polish those of the generator it started from."""
+    meta = store.load_checkpoint(path)[1]
+    progress, recipe = meta["progress"], meta["recipe"]
+    own = sum(int(progress.get(name, 0)) for name in ("energy_evaluations", "gradient_evaluations", "gradients"))
+    if recipe["objective"] not in ("polish", "polish-map"):
+        return own
+    return own + spent_on(generator_path(meta["system"], recipe=recipe["training"]["initial"]))
 
 
 def chain_pool(system: System, budget: int, options: argparse.Namespace, betas: tuple[float, ...]) -> Pool:
