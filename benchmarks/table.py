@@ -17,9 +17,10 @@ START, END = "<!-- figures -->", "<!-- end of figures -->"
 HEADLINES = {
     "ess": ("reverse ESS", "forward ESS", "log Z", "largest weight", "<u>", "z of <u>", "negative determinants", "round trips failed",
             "seconds per 1,000 samples"),
+    "few_step": ("reverse ESS", "forward ESS", "log Z", "negative determinants", "largest abs(z) between values of log Z"),
+    "data_free": ("energies and gradients spent", "reverse ESS", "log Z", "energy-W2, raw", "energy-W2, weighted", "energy-W2, floor"),
     "alanine": ("reverse ESS", "log Z", "negative determinants", "Delta F(phi) from weights",
-                "Delta F(phi), metadynamics",
-                "energy-W2", "torus-W2", "energy-W2, floor: reference against reference, 2000 samples",
+                "Delta F(phi), metadynamics", "energy-W2", "torus-W2", "energy-W2, floor: reference against reference, 2000 samples",
                 "torus-W2, floor: reference against reference, 2000 samples"),
     "field_cost": ("value + divergence / forward", "value + Jacobian / forward"),
 }
