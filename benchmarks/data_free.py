@@ -1,6 +1,7 @@
 """Samplers learned from the energy alone, beside parallel tempering and HMC at the same number of energy-gradient evaluations.
 
-    python benchmarks/data_free.py dw4 --recipes adjoint weighted-adjoint idem bootstrap -n 20000 --seed 11
+    python benchmarks/data_free.py dw4 --recipes weighted-adjoint --weights path -n 20000 --seed 14
+    python benchmarks/data_free.py dw4 --recipes bootstrap bootstrap-polish -n 20000 --seed 14
 
 A recipe is a shipped generator's name, or its file. Of a pool of n samples, 2,000 are drawn ten times, by weight or not, and compared with
 2,000 of the system's reference samples; the floor is reference against reference at the same size. The evaluations that a training
@@ -66,7 +67,7 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
     made_by, trained = load_trained(path, system=system)
     spent = spent_on(path)
     for weights in made_by.weights:
-        if weights == "continuous":
+        if weights not in options.weights:
             continue
         choice = replace(made_by.default_choice(), weights=weights)
         proposal = made_by.sampler_of(trained, choice).sample(options.n, generator=torch.Generator().manual_seed(options.seed))
@@ -195,8 +196,9 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="+")
-    parser.add_argument("--recipes", nargs="*", default=["adjoint"], help="shipped generators, or files")
+    parser.add_argument("--recipes", nargs="*", default=["weighted-adjoint"], help="shipped generators, or files")
     parser.add_argument("-n", type=int, default=20_000)
+    parser.add_argument("--weights", nargs="+", choices=("path", "density"), default=["path", "density"])
     parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
     parser.add_argument("--budget", type=int, default=0, help="gradients for the chains; the largest of the trainings' if 0")
     parser.add_argument("--chains", type=int, default=50)
