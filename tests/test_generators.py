@@ -24,7 +24,7 @@ def test_the_systems_that_must_have_a_generator_have_one():
 def test_a_shipped_generator_is_certified_and_close_to_its_target(name, recipe):
     system, flow = load_system(name), load_generator(name, recipe=recipe)
     proposal = flow.sample(32, generator=torch.Generator().manual_seed(0))
-    assert proposal.density is Density.EXACT
+    assert proposal.density in (Density.EXACT, Density.PATH)
     least = 0.2 if system.topology is None else 0.08  # of 32 samples; an untrained field has 1/32
     assert ess(weigh(proposal, system.target)).value > least
 
