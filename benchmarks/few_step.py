@@ -96,18 +96,23 @@ def drawn(system: System, line: Line, options: argparse.Namespace) -> Measured:
     return Measured(line=line, weighted=weighted, seed=seed, forward=forward, note=note)
 
 
-def rows_of(system: System, measured: Measured) -> list[Row]:
+def timings(measured: Measured, **common: object) -> list[Row]:
+    """Seconds; worth something on an idle machine only."""
+    seconds = 1000 * measured.weighted.proposal.cost.seconds / len(measured.weighted)
+    return [Row(metric="seconds per 1,000 samples", value=seconds, **common),
+            Row(metric="seconds per 1,000 effective samples", value=seconds / ess(measured.weighted).value, **common)]
+
+
+def rows_of(system: System, measured: Measured, options: argparse.Namespace) -> list[Row]:
     """Every figure of a line."""
     weighted, line = measured.weighted, measured.line
-    n, proposal, reverse = len(weighted), weighted.proposal, ess(weighted)
+    n, proposal = len(weighted), weighted.proposal
     common = {"system": system.name, "method": f"{line.label}, {proposal.density.value}", "evaluations": measured.evaluations, "n": n,
               "seed": measured.seed}
     rows = [
-        estimate_row("reverse ESS", reverse, goal=GOALS.get((system.name, line.recipe, line.steps)), **common),
+        estimate_row("reverse ESS", ess(weighted), goal=GOALS.get((system.name, line.recipe, line.steps)), **common),
         estimate_row("log Z", log_z(weighted), **common), Row(metric="largest weight", value=max_weight(weighted), **common),
-        Row(metric="n_failed", value=weighted.n_failed, **common),
-        Row(metric="seconds per 1,000 samples", value=1000 * proposal.cost.seconds / n, **common),
-        Row(metric="seconds per 1,000 effective samples", value=1000 * proposal.cost.seconds / n / reverse.value, **common)]
+        Row(metric="n_failed", value=weighted.n_failed, **common), *([] if options.busy else timings(measured, **common))]
     if measured.forward is not None:
         rows.insert(1, estimate_row("forward ESS", measured.forward, **common))
     if proposal.certificate is not None:
@@ -143,7 +148,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
         print(f"{name} ships no {', '.join(missing)}")
     for line in (line for line in wanted if line.recipe in shipped):
         found.append(drawn(system, line, options))
-        publish(rows_of(system, found[-1]))
+        publish(rows_of(system, found[-1], options))
         print(found[-1].weighted.proposal.note, found[-1].note)
     publish(compared(system, found, max(options.steps)))
 
@@ -157,6 +162,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="these generators")
     parser.add_argument("--held-out", type=int, default=500, help="reference samples for forward ESS")
     parser.add_argument("--round-trip", type=int, default=100, help="of them, for the certificate")
+    parser.add_argument("--busy", action="store_true", help="the machine is not idle: leave the timings out")
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
     for name in options.systems:
