@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -86,3 +87,13 @@ def test_the_wheel_holds_the_systems(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed")}, check=True,
                           capture_output=True, text=True)
     assert "installed/bgwork/_systems/lj13" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bgwork").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_import_nothing_that_only_comes_with_an_extra(path):
+    declared = {canonical(Requirement(text).name) for text in PYPROJECT["project"]["dependencies"]}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in (name.split(".")[0] for name in names):
+            assert name in sys.stdlib_module_names or name == "bgwork" or canonical(name) in declared, name
