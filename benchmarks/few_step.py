@@ -3,8 +3,8 @@
     python benchmarks/few_step.py lj13 dw4 gmm40 -n 10000 --seed 14
     python benchmarks/few_step.py lj13 -n 10000 --seed 14 --steps 6 12 --only eqot-fm polish
 
-Each line of `table` is drawn with a seed of its own (--seed plus its place there), weighed with the system's target, raw, and
-compared: reverse ESS (bootstrap s.d.), forward ESS on held-out reference samples (executed maps alone have a density there), log Z, largest
+Each line of `table` is drawn with a seed of its own (--seed plus its place there), weighed with the system's target, raw, and compared:
+reverse ESS (bootstrap s.d.), forward ESS on held-out reference samples (of one path back from each, with path weights), log Z, largest
 weight, the certificate, and seconds per 1,000 effective samples. An untuned flow's share of its converged ESS is against itself with the
 largest number of --steps. Generators that a system does not ship are named and left out.
 """
@@ -22,12 +22,15 @@ from rows import Row, estimate_row, publish
 
 from bgwork.free_energy import forward_ess
 from bgwork.generators import generator_path, load_trained, shipped_generators
+from bgwork.held_out import log_q_at
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, log_z, max_weight, weigh
 from bgwork.samplers.executed import ExecutedMap
+from bgwork.samplers.sde import PathSampler
 from bgwork.system import System, load_system
 
 FLOWS = ("eqot-fm", "ot-fm")  # untuned, for any number of midpoint steps
+JUMPS = ("distill", "distill-alone", "distill-diffusion")  # flow maps made random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def table(steps: list[int]) -> tuple[Line, ...]:
         *(Line(recipe=recipe, steps=k) for recipe in FLOWS for k in steps),
         *(Line(recipe=recipe) for recipe in ("polish", "polish-2")),
         *(Line(recipe="distill", steps=k) for k in (1, 2, 4, 8)), Line(recipe="distill-polish"),
-        *(Line(recipe=recipe, weights="path", steps=k) for recipe in ("distill", "distill-alone") for k in (6, 12, 25)),
+        *(Line(recipe=recipe, weights="path", steps=k) for recipe in JUMPS for k in (6, 12, 25)),
         *(Line(recipe="diffusion", weights="path", steps=k) for k in (25, 50, 100)))
 
 
@@ -88,9 +91,9 @@ def drawn(system: System, line: Line, options: argparse.Namespace) -> Measured:
         sampler = replace(sampler, batch=options.batch, round_trip=reference.x[: options.round_trip])
     weighted = weigh(sampler.sample(options.n, generator=torch.Generator().manual_seed(seed)), system.target, accept=(Density.UNCERTIFIED,))
     forward, note = None, ""
-    if isinstance(sampler, ExecutedMap) and weighted.proposal.certificate.clean:
+    if isinstance(sampler, PathSampler) or weighted.proposal.certificate.clean:
         try:
-            forward = forward_ess(weighted, sampler.log_prob(reference.x), reference.u, group=reference.proposal.group)
+            forward = forward_ess(weighted, log_q_at(sampler, reference.x), reference.u, group=reference.proposal.group)
         except ValueError as error:
             note = f"no forward ESS: {error}"
     return Measured(line=line, weighted=weighted, seed=seed, forward=forward, note=note)

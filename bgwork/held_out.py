@@ -1,10 +1,14 @@
-"""A generator's log-density at reference samples of its system, for forward ESS and BAR: evaluated once, stored in the run's folder."""
+"""A generator's log-density at reference samples of its system, for forward ESS and BAR: evaluated once, stored in the run's folder.
+
+Where weights belong to paths, it is that of one path back from each reference sample: forward ESS and BAR then hold on the space of paths.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bgwork import store
 from bgwork.protocols import HasLogProb
@@ -12,10 +16,12 @@ from bgwork.provenance import file_fingerprint
 from bgwork.report import REFERENCE_FILE, HeldOut
 from bgwork.runs import Note, Run
 from bgwork.samplers.batches import Progress
+from bgwork.samplers.sde import PathSampler
 from bgwork.system import System, reference_samples
 
 HELD_OUT_FILE = "held_out.safetensors"
 HELD_OUT = 400  # reference samples, spread evenly over all of them
+PATH_SEED = 0  # of the paths back from them
 
 
 def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
@@ -26,14 +32,21 @@ def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
         note(f"density at the reference samples exists and is kept: {run.folder / HELD_OUT_FILE}")
         return
     sampler, path = run.sampler(progress), run.folder / HELD_OUT_FILE
-    if not isinstance(sampler, HasLogProb):
+    if not isinstance(sampler, HasLogProb | PathSampler):
         note(f"no density at reference samples: {run.settings.weights} weights belong to samples, not to configurations")
         return
     x = reference_samples(run.system).x
     rows = torch.linspace(0, len(x) - 1, min(HELD_OUT, len(x)), dtype=torch.float64).round().long()
-    log_q = sampler.log_prob(x[rows])
+    log_q = log_q_at(sampler, x[rows])
     meta = {"fingerprint": run.fingerprint, "reference": file_fingerprint(run.system.path / REFERENCE_FILE), "system": run.system.name}
     store.save_checkpoint(path, {"log_q": log_q, "rows": rows}, meta)
+
+
+def log_q_at(sampler: HasLogProb | PathSampler, x: Tensor) -> Tensor:
+    """[B] of configurations, or of one path back from each."""
+    if isinstance(sampler, PathSampler):
+        return sampler.path_log_q(x, generator=torch.Generator().manual_seed(PATH_SEED))
+    return sampler.log_prob(x)
 
 
 def stored_density(folder: Path, system: System, *, made_with: str) -> HeldOut | None:

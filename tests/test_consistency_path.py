@@ -12,19 +12,9 @@ from bgwork.fields.two_times import AverageVelocity
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin
 from bgwork.reweighting import ess, weigh
-from bgwork.samplers.consistency_path import (
-    JumpKernels,
-    disagreement,
-    energy,
-    log_normal,
-    noising_std,
-    noising_table,
-    regressed,
-    student_table,
-    tuned,
-    walk,
-)
+from bgwork.samplers.consistency_path import JumpKernels, noising_std, noising_table, student_table
 from bgwork.samplers.flow_map import even_times
+from bgwork.samplers.jump_tuning import disagreement, energy, log_normal, regressed, tuned_to_data, tuned_to_energy, walk, walk_back
 from bgwork.samplers.sde import PathSampler
 from bgwork.spaces import Euclidean, MeanFree
 
@@ -54,7 +44,7 @@ def changed(paths, **shapes):
 
 
 def fitted(paths, target, **options):
-    return replace(paths, kernels=tuned(paths.kernels, paths.start, target, **options))
+    return replace(paths, kernels=tuned_to_energy(paths.kernels, paths.start, target, **options))
 
 
 def check_proper(paths, target, *, n=2000):
@@ -124,6 +114,28 @@ def test_tuning_pays_and_comes_close_to_what_is_possible(kind):
     stages = (first, fitted(first, target, seed=5, n=128, iterations=0), fitted(first, target, seed=5, n=128, iterations=40))
     before, regression, after = (ess(weigh(each.sample(2000, generator=seed(2)), target)).value for each in stages)
     assert before + 0.05 < after > 0.8 and regression < after + 0.01
+
+
+@every_kind
+def test_tuning_to_data_lowers_the_divergence_of_backward_paths_without_an_energy(kind):
+    target, first = GaussianOracle(space=DW4, std=0.4), breathing(kind)
+    x1 = target.sample(400, generator=seed(7))
+    after = replace(first, kernels=tuned_to_data(first.kernels, first.start, x1, seed=5, n=128, iterations=60))
+    assert (target.n_energy, target.n_gradient) == (0, 0)
+    regression = replace(first, kernels=regressed(first.kernels, first.start, n=128, generator=seed(5)))
+    gap = {name: (-target.u(x1) - each.path_log_q(x1, generator=seed(6))).mean().item() - target.log_z
+           for name, each in (("first", first), ("regression", regression), ("after", after))}
+    assert -0.02 < gap["after"] < min(gap["first"], gap["regression"]) and gap["after"] < 0.3
+    assert ess(weigh(after.sample(2000, generator=seed(2)), target)).value > 0.7
+
+
+@every_kind
+def test_backward_paths_of_tuning_and_of_the_sampler_are_weighed_alike(kind):
+    paths = breathing(kind, steps=3)
+    paths = changed(paths, back_log_std=paths.kernels.table.back_log_std + 0.2)
+    x1 = GaussianOracle(space=DW4, std=0.4).sample(5, generator=seed(1))
+    ours = walk_back(paths.kernels, paths.start, x1, generator=seed(3))
+    torch.testing.assert_close(ours.detach(), paths.path_log_q(x1, generator=seed(3)), rtol=0, atol=1e-9)
 
 
 def test_tuned_kernels_depend_on_their_own_seed_alone():

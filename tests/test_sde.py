@@ -6,19 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 from exact_diffusions import Disturbed, Scaling, control, score, velocity
-from oracles import DW4_SPACE, GaussianOracle, double_well, gaussian_mixture
+from oracles import DW4_SPACE, GaussianOracle, MissingMode, double_well, gaussian_mixture
 from simple_fields import randomise
 
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.fields.probability_flow import control_stops, velocity_of_control, velocity_of_score
+from bgwork.free_energy import forward_ess, log_z_bar
 from bgwork.paths import GeometricBrownian, GeometricNoise, LinearInterpolant, VariancePreserving, stops
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin
-from bgwork.reweighting import expectation, log_z, weigh
+from bgwork.reweighting import ess, expectation, log_z, weigh
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
-from bgwork.samplers.kernels import FieldKernels, control_table, score_table, tuned, velocity_table
+from bgwork.samplers.kernels import FieldKernels, KernelTable, control_table, score_table, tuned, velocity_table
 from bgwork.samplers.sde import GaussianKernel, PathSampler, PointPrior
 from bgwork.spaces import Euclidean, MeanFree
 
@@ -84,6 +85,39 @@ def test_wrong_drift_and_wrong_backward_kernels_on_the_mean_free_space():
     for kernels in (sampler.kernels, replace(sampler.kernels, table=wrong)):
         found = log_z(weigh(replace(sampler, kernels=kernels).sample(4000, generator=seeded(2)), oracle))
         assert abs(found.value - oracle.log_z) < 4 * found.stderr and found.stderr < 0.05
+
+
+@pytest.mark.parametrize("kind", ["linear", "preserving", "score", "control"])
+def test_paths_back_from_the_target_are_the_other_end_of_crooks_equality(kind):
+    """E_pi[e^{-log w}] = 1 / Z and BAR = log Z whatever the drift; exact kernels give the same log w on every path, forward or backward."""
+    oracle = double_well()
+    network = randomise(MLP(1, 1, hidden=8, depth=2), seed=3)
+    sampler = made(kind, oracle.space, 6, network=network, target_std=2.0, spread=2.0)
+    x1 = oracle.sample(4000, generator=seeded(8))
+    log_q, u = sampler.path_log_q(x1, generator=seeded(9)), oracle.u(x1)
+    inverse = torch.exp(log_q + u + oracle.log_z)
+    assert abs(inverse.mean() - 1) < 4 * inverse.std() / math.sqrt(4000) and inverse.std() > 0.05
+    weighted = weigh(sampler.sample(4000, generator=seeded(4)), oracle)
+    bar, forward = log_z_bar(weighted, log_q, u), forward_ess(weighted, log_q, u)
+    assert abs(bar.value - oracle.log_z) < 4 * bar.stderr < 0.2
+    assert abs(forward.value - ess(weighted).value) < 4 * math.hypot(forward.stderr, ess(weighted).stderr)
+    gaussian = GaussianOracle(space=SPACES[1], std=TARGET_STD)
+    y = gaussian.sample(20, generator=seeded())
+    exact = -made(kind, SPACES[1], 6).path_log_q(y, generator=seeded()) - gaussian.u(y)
+    assert (exact - gaussian.log_z).abs().max() < 1e-9
+
+
+def test_paths_back_show_a_mode_that_no_forward_path_reaches():
+    """One step that only adds noise, from the left mode alone: the weights agree with each other and are wrong by 30 %."""
+    oracle, space, times = gaussian_mixture(), Euclidean(n=1, d=1), torch.tensor([0.0, 1.0]).double()
+    one, nought, noise = (torch.full((1,), value).double() for value in (1.0, 0.0, 0.1))
+    table = KernelTable(times=times, keep=one, gain=nought, std=noise, back=one, back_std=noise)
+    field = Scaling(lambda t: 0 * t, space.n, space.d)
+    sampler = PathSampler(start=MissingMode(), kernels=FieldKernels(space=space, field=field, table=table), origin=ORIGIN)
+    weighted = weigh(sampler.sample(2000, generator=seeded(4)), oracle)
+    x1 = oracle.sample(500, generator=seeded(8))
+    forward = forward_ess(weighted, sampler.path_log_q(x1, generator=seeded(9)), oracle.u(x1))
+    assert ess(weighted).value > 0.9 and forward.value < 0.01
 
 
 def test_the_default_control_kernels_are_those_of_euler_maruyama():

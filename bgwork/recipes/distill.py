@@ -26,10 +26,11 @@ from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection, Share
 from bgwork.records import Origin
-from bgwork.samplers.consistency_path import JumpKernels, noising_table, student_table, tuned
+from bgwork.samplers.consistency_path import JumpKernels, noising_table, student_table
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.flow_map import FlowMapSampler, even_times
 from bgwork.samplers.integrators import Grid
+from bgwork.samplers.jump_tuning import tuned_to_data, tuned_to_energy
 from bgwork.samplers.sde import PathSampler
 from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
@@ -69,7 +70,8 @@ class FewStepSection(Section):
     """[sampler]: equal steps, and the kernels of path weights.
 
     `backward` is "noising" for teachers with independent coupling, else "student"; `overshoot` and `noise` as in the tables of
-    `samplers.consistency_path`; `tuning` is the number of iterations that fit scales and widths when the sampler is made.
+    `samplers.consistency_path`; `tuning` is the number of iterations that fit scales and widths when the sampler is made, to the held-out
+    configurations that a generator comes with or, without any, to the energy.
     """
 
     steps: Count = 4
@@ -155,6 +157,8 @@ class DistillRecipe(Recipe):
         options = self.sampler
         table = (noising_table(times, prior_std=prior.std, overshoot=options.overshoot) if options.backward == "noising"
                  else student_table(times, prior_std=prior.std, noise=options.noise))
-        kernels = tuned(JumpKernels(space=prior.space, average=trained.network, table=table), prior, trained.system.target,
-                        seed=TUNING_SEED, n=options.paths, iterations=options.tuning)
+        kernels, how = (JumpKernels(space=prior.space, average=trained.network, table=table),
+                        {"seed": TUNING_SEED, "n": options.paths, "iterations": options.tuning})
+        kernels = (tuned_to_energy(kernels, prior, trained.system.target, **how) if trained.round_trip is None
+                   else tuned_to_data(kernels, prior, trained.round_trip, **how))
         return PathSampler(start=prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch)

@@ -16,15 +16,11 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from bgwork.fields.two_times import AverageVelocity
-from bgwork.priors import Gaussian
-from bgwork.protocols import Target
 from bgwork.samplers.batches import map_batches
 from bgwork.samplers.flow_map import check_times
 from bgwork.samplers.sde import GaussianKernel
@@ -126,7 +122,7 @@ class JumpKernels:
     Args:
         space: flat.
         average: U(t, s, x) of any kind.
-        table: jumps, scales and widths, fixed before anything is weighed (`tuned` fits them on paths of its own seed).
+        table: jumps, scales and widths, fixed before anything is weighed (`samplers.jump_tuning` fits them on paths of its own seed).
         batch: configurations that the network sees at once.
 
     Example:
@@ -173,102 +169,6 @@ class JumpKernels:
     def _around(self, scale: Tensor, t: float, s: float, x: Tensor, log_std: Tensor) -> GaussianKernel:
         jumped = torch.cat(map_batches(torch.no_grad()(lambda rows: self.jump(t, s, x[rows])), len(x), self.batch, None))
         return GaussianKernel(space=self.space, x=x, move=self.space.project(scale * jumped - x), std=log_std.exp().item())
-
-
-def walk(kernels: JumpKernels, prior: Gaussian, *, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """End points [n, ., d] and log p0 + sum_k (log q_k - log r_k) [n] of n paths, differentiable in the table's shapes.
-
-    Jumps are recomputed in the backward pass, so that memory does not grow with the network's evaluations.
-    """
-    table, space, jump = kernels.table, kernels.space, partial(checkpoint, kernels.jump, use_reentrant=False)
-    x = prior.sample(n, generator=generator)
-    log_q, unit = prior.log_prob(x), Gaussian(space=space)
-    for k, (t, end) in enumerate(itertools.pairwise(table.times)):
-        off = table.log_std[k].exp() * unit.sample(n, generator=generator)
-        y = table.scale[k] * jump(t, table.reach[k], x) + off
-        back = x - table.back_scale[k] * jump(end, table.back[k], y)
-        log_q = log_q + log_normal(off, table.log_std[k], space) - log_normal(back, table.back_log_std[k], space)
-        x = y
-    return x, log_q
-
-
-def log_normal(x: Tensor, log_std: Tensor, space: Space) -> Tensor:
-    """log N(x; 0, s^2) [B] with respect to the volume of the space: -|x|^2 / 2 s^2 - dim/2 log(2 pi s^2)."""
-    square = (x * x).sum((1, 2))
-    return -0.5 * square * torch.exp(-2 * log_std) - space.dim * (log_std + 0.5 * math.log(2 * math.pi))
-
-
-@torch.no_grad()
-def regressed(kernels: JumpKernels, prior: Gaussian, *, n: int, generator: torch.Generator) -> JumpKernels:
-    """The kernels with backward scales and widths of maximum likelihood on n forward paths, which needs no energies.
-
-        b_k = <x_k . y_k> / <|y_k|^2>,    lambda_k^2 = <|x_k - b_k y_k|^2> / dim,    y_k = X_{t_{k+1} -> rho_k}(x_{k+1})
-    """
-    table, x = kernels.table, prior.sample(n, generator=generator)
-    scales, widths = table.back_scale.clone(), table.back_log_std.clone()
-    for k in range(kernels.steps):
-        after = kernels.forward(k, x).sample(generator=generator)
-        y = kernels.jump(table.times[k + 1], table.back[k], after)
-        scales[k] = (x * y).sum() / y.square().sum()
-        widths[k] = 0.5 * ((x - scales[k] * y).square().sum() / (n * kernels.space.dim)).log()
-        x = after
-    return replace(kernels, table=replace(table, back_scale=scales, back_log_std=widths))
-
-
-def tuned(
-    kernels: JumpKernels, prior: Gaussian, target: Target, *, seed: int, n: int = 256, iterations: int = 60, rate: float = 0.05
-) -> JumpKernels:
-    """The same kernels with scales and widths fitted on paths of their own seed, and frozen.
-
-    After `regressed`, Adam lowers log E[w] - 2 log E[sqrt w], which is nought where all weights agree (a quarter of the variance of log w
-    where that is normal), on fresh paths in each iteration. The paths are thrown away, so nothing that is weighed later was used here.
-
-    Args:
-        kernels: with first guesses of scales and widths.
-        prior: p0.
-        target: the energy that the paths will be weighed with; counts n gradients an iteration.
-        seed: of the paths; use another one for samples.
-        n: paths an iteration.
-        iterations: of Adam.
-        rate: of Adam, falling to zero.
-    Raises:
-        ValueError: if no path of an iteration had a finite weight.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kernels = regressed(kernels, prior, n=n, generator=generator)
-    start = torch.stack(kernels.table.shapes)
-    unit = torch.ones_like(start)
-    unit[::2] = start[1::2].exp() / prior.std  # a scale matters in proportion to its kernel's width
-    moves = torch.zeros_like(start, requires_grad=True)
-    optimiser = torch.optim.Adam([moves], lr=rate)
-    for k in range(iterations):
-        optimiser.param_groups[0]["lr"] = rate * (1 - k / iterations)
-        free = replace(kernels, table=kernels.table.with_shapes(start + unit * moves))
-        x, log_q = walk(free, prior, n=n, generator=generator)
-        moves.grad = torch.autograd.grad(disagreement(-energy(target, x) - log_q), moves)[0]
-        torch.nn.utils.clip_grad_norm_([moves], 1.0)
-        optimiser.step()
-    return replace(kernels, table=kernels.table.with_shapes(start + unit * moves.detach()))
-
-
-def disagreement(log_w: Tensor) -> Tensor:
-    """log E[w] - 2 log E[sqrt w]; rows of zero weight count as such.
-
-    Raises:
-        ValueError: if all are zero.
-    """
-    seen = log_w[torch.isfinite(log_w)]
-    if not len(seen):
-        raise ValueError("no path has a finite weight; start from wider kernels or a better trained network")
-    return torch.logsumexp(seen, 0) - 2 * torch.logsumexp(seen / 2, 0) + math.log(len(log_w))
-
-
-def energy(target: Target, x: Tensor) -> Tensor:
-    """u(x) [B] with the target's own gradient attached; rows without a finite one have u = +inf."""
-    u, slope = target.u_and_grad(x.detach())
-    known = torch.isfinite(u) & torch.isfinite(slope).flatten(1).all(1)
-    slope = torch.where(known[:, None, None], slope, 0.0)
-    return torch.where(known, u, math.inf) + (slope * (x - x.detach())).sum((1, 2))
 
 
 def _float64(values: list[float]) -> Tensor:

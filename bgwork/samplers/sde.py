@@ -169,3 +169,23 @@ class PathSampler:
         return Proposal(
             x=x, log_q=log_q, space=self.space, density=Density.PATH, cost=cost, note=f"path weights over {kernels.steps} random steps",
             origin=self.origin if self.origin.seed is not None else replace(self.origin, seed=generator.initial_seed()))
+
+    @torch.no_grad()
+    def path_log_q(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """log p0 + sum_k (log q_k - log r_k) [B] of one path for each x, drawn backward by r.
+
+            E_pi[E_r[f e^{-log w}]] = <f>_pi / Z,    log w = -u(x) - path_log_q(x)
+        For x ~ pi these are paths of the extended target, as `sample` draws paths of the proposal: two ends of Crooks' equality (1999),
+        so that forward ESS and BAR hold as they do for densities, and show what forward paths never reach. No density of x itself.
+
+        Args:
+            x: configurations of the target [B, n, d].
+            generator: of the backward steps.
+        """
+        y, log_q = x.double(), torch.zeros(len(x), dtype=torch.float64)
+        for k in reversed(range(self.kernels.steps)):
+            backward = self.kernels.backward(k, y)
+            x = backward.sample(generator=generator)
+            log_q = log_q + self.kernels.forward(k, x).log_prob(y) - backward.log_prob(x)
+            y = x
+        return log_q + self.start.log_prob(y)
