@@ -23,15 +23,13 @@ from rows import Row, estimate_row, publish
 from torch import Tensor
 
 from bgwork import store
+from bgwork.baselines import Chains, ladder, run_chains
 from bgwork.generators import generator_path, load_trained
 from bgwork.metrics import energy_w2, geometric_w2, noise_floor, total_variation
 from bgwork.observables import pair_distances
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, expectation, log_z, normalised_weights, weigh
-from bgwork.samplers.mcmc import HMC, ParallelTempering
-from bgwork.samplers.starts import STARTS
 from bgwork.system import System, load_system, reference_samples
-from bgwork.targets.counting import Metered
 from bgwork.targets.gaussian_mixture import GaussianMixture
 
 SIZE, DRAWS, BINS = 2000, 10, 100
@@ -88,23 +86,10 @@ def spent_on(path: Path) -> int:
 
 def chain_pool(system: System, budget: int, options: argparse.Namespace, betas: tuple[float, ...]) -> Pool:
     """Markov chains from the system's starts, stopped at a budget of gradients, half of which is burn-in."""
-    settings, target = system.reference, Metered(system.differentiable_target)
-    generator = torch.Generator().manual_seed(options.seed)
-    kinds = settings.starts or ["prior"]
-    share = max(1, options.chains // len(kinds))
-    start = torch.cat([system.prior.sample(share, generator=generator) if kind == "prior" else
-                       STARTS[kind](system.differentiable_target, share, spacing=settings.spacing, generator=generator) for kind in kinds])
-    transitions = budget // (len(start) * len(betas) * settings.leapfrog)
-    if transitions < 4:
-        raise ValueError(f"{budget} gradients are too few for {len(start)} chains on {len(betas)} rungs; ask for fewer --chains")
-    draws = min(transitions // 2, -(-options.n // len(start)))
-    thin = transitions // 2 // draws
-    tuning = {"burn_in": transitions - thin * draws, "thin": thin, "leapfrog": settings.leapfrog, "step": settings.step}
-    parts = {"target": target, "start": start, "system": system.name, **tuning}
-    sampler = HMC(**parts) if len(betas) == 1 else ParallelTempering(**parts, betas=betas)
-    proposal = sampler.sample(draws * len(start), generator=generator)
-    return Pool(method=f"{sampler.method}, {len(start)} chains", weighted=weigh(proposal, system.target), evaluations=0,
-                spent=target.n_gradient)
+    asked = Chains(budget=budget, betas=betas, chains=options.chains, n=options.n, seed=options.seed)
+    proposal, spent = run_chains(system, asked)
+    weighted = weigh(proposal, system.target)
+    return Pool(method=f"{proposal.origin.method}, {len(proposal.group.unique())} chains", weighted=weighted, evaluations=0, spent=spent)
 
 
 def drawn(pool: Pool, *, by_weight: bool) -> Iterator[Tensor]:
@@ -184,8 +169,7 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
     pools = [pool for recipe in options.recipes for pool in generator_pools(system, recipe, options)]
     budget = options.budget or max((pool.spent for pool in pools), default=0)
     if budget and not options.no_chains:
-        ladder = tuple(system.reference.betas) if len(system.reference.betas) > 1 else (1.0, 0.6, 0.35, 0.2)
-        pools += [chain_pool(system, budget, options, betas) for betas in ((1.0,), ladder)]
+        pools += [chain_pool(system, budget, options, betas) for betas in ((1.0,), ladder(system))]
     rows = list(floors(system, options))
     for pool in pools:
         common = {"system": name, "method": pool.method, "evaluations": pool.evaluations, "n": len(pool.weighted), "seed": options.seed}

@@ -224,6 +224,18 @@ def retarget(
     workflow.retarget(samples, load_system(system) if system else None, factor=factor)
 
 
+@app.command(name="baselines")
+def chain_baselines(
+    run: Annotated[Path, typer.Argument(help="Folder with samples of a generator that was learned from the energy alone.")],
+    chains: Annotated[int, typer.Option(help="Independent chains.")] = 50, seed: Seed = 0,
+) -> None:
+    """Hamiltonian Monte Carlo and parallel tempering at the evaluations that a run's training spent, in the run's report.
+
+    Example: `bgwork run dw4 --recipe weighted-adjoint`, then `bgwork baselines runs/dw4/weighted-adjoint`
+    """
+    workflow.chain_baselines(run, chains=chains, seed=seed)
+
+
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder with samples.npz, for example runs/lj13/shipped.")], system: OtherSystem = None,

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
+from bgwork.baselines import Baseline
 from bgwork.error_bars import delta_stderr
-from bgwork.learning import evaluations
+from bgwork.learning import TrainingRecord, evaluations
 from bgwork.observables import pair_distances
 from bgwork.pareto import fit_tail
 from bgwork.records import Estimate, WeightedSamples
@@ -238,31 +240,46 @@ def deviations(z: Mapping[str, float]) -> Figure:
     return figure
 
 
-def learning(rows: Sequence[Mapping[str, float]], reference: WeightedSamples | None) -> Figure:
-    """ESS and quantiles of the raw u against the energies and gradients that a training had asked for (log axis)."""
+def _chains(left: Axes, right: Axes, found: Sequence[Baseline]) -> None:
+    """Markov chains at several budgets: effective share and quantiles of u."""
+    for (method, colour), mark in zip(zip(sorted({each.method for each in found}), (REFERENCE, WARNING), strict=False), "sD", strict=False):
+        mine = [each for each in found if each.method == method]
+        spent, middle = [each.spent for each in mine], np.array([each.u_50 for each in mine])
+        bars = np.abs(np.array([[each.u_05 for each in mine], [each.u_95 for each in mine]]) - middle)
+        left.plot(spent, [each.n_eff / each.n for each in mine], mark, color=colour, ms=4, label=method)
+        right.errorbar(spent, middle, bars, fmt=mark, color=colour, ms=4, lw=1, label=method)
+
+
+def learning(training: TrainingRecord, reference: WeightedSamples | None) -> Figure:
+    """ESS and quantiles of the raw u against the energies and gradients that a training, or chains, had asked for (log axis)."""
+    rows = training.rows
     asked = np.array([evaluations(row) for row in rows])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3.6))
         left, right = figure.subplots(1, 2)
         known = np.array([(n, row["ess"]) for n, row in zip(asked, rows, strict=True) if "ess" in row]).reshape(-1, 2)
         left.plot(*known.T, ".-", color=WEIGHTED)
-        left.set(title="ESS of the sampler", ylim=(0, 1.05))
+        left.set(title="Effective share of the samples", ylim=(0, max([1.05, *(1.05 * each.n_eff / each.n for each in training.baselines)])))
         low, middle, high = (np.array([row.get(f"u_{share}", math.nan) for row in rows]) for share in ("05", "50", "95"))
         right.fill_between(asked, low, high, color=RAW, alpha=0.25, lw=0, label="5 - 95 %")
         right.plot(asked, middle, color=RAW, label="median, fresh samples")
+        _chains(left, right, training.baselines)
         if reference is not None:
             for share, style in ((0.05, ":"), (0.5, "-"), (0.95, ":")):
                 right.axhline(torch.quantile(reference.u, share).item(), color=REFERENCE, lw=1, ls=style,
                               label="reference" if share == 0.5 else None)
         settled = np.nanmax(high[len(high) // 2:]) - np.nanmin(low[len(low) // 2:])
-        if np.nanmax(high) - np.nanmin(low) > 20 * settled:
+        highest = max(np.nanmax(high), *(each.u_95 for each in training.baselines), -math.inf)
+        if highest - np.nanmin(low) > 20 * settled:
             linear = np.nanmax(np.abs(middle[len(middle) // 2:])) + settled
             right.set_yscale("symlog", linthresh=10.0 ** max(0, math.ceil(math.log10(linear))), linscale=2)
         right.set(title="u of fresh samples  [kT]")
         for axes in (left, right):
-            axes.set(xscale="log", xlabel="energies + gradients asked for in training", xlim=(asked[asked > 0].min(), asked.max()))
+            axes.set(xscale="log", xlabel="energies + gradients asked for", xlim=(asked[asked > 0].min(), 1.15 * asked.max()))
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if asked.max() > 300 * asked[asked > 0].min() else (1.0, 2.0, 5.0)))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_minor_formatter(NullFormatter())
         right.legend(fontsize=9)
+        if training.baselines:
+            left.legend(fontsize=9)
     return figure

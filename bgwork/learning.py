@@ -1,16 +1,21 @@
-"""What the training of a generator asked of the energy and how it went on, from the generator's header and its training's metrics."""
+"""What the training of a generator asked of the energy and how it went on, from the generator's header and its training's metrics.
+
+Beside it stands what Markov chains make of as many evaluations, once `bgwork baselines` has been asked for them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bgwork import store
+from bgwork.baselines import Baseline, from_json
 from bgwork.provenance import file_fingerprint
 
 METRICS_FILE, METRICS_SUFFIX = "metrics.jsonl", ".metrics.jsonl"  # in a training run's folder; beside a generator that is shipped
+BASELINES_FILE = "baselines.json"  # in the folder of the samples
 COUNTS = ("energy_evaluations", "gradient_evaluations")
 
 
@@ -21,17 +26,25 @@ class TrainingRecord:
     Attributes:
         progress: figures at its end: steps, seconds, evaluations of the energy alone and of energy and gradient.
         rows: its metrics, in order; empty if they were not kept.
+        baselines: chains at parts of its evaluations and at all of them; empty if they were not made.
     """
 
     progress: Mapping[str, float]
     rows: tuple[Mapping[str, float], ...] = ()
+    baselines: tuple[Baseline, ...] = ()
 
     @property
-    def cost(self) -> dict[str, float]:
+    def cost(self) -> dict[str, Any]:
         """What report.json says of it."""
         energy, gradient = (int(self.progress[name]) for name in COUNTS)
         seconds = self.progress["seconds"] + self.progress["worker_seconds"]
-        return {"energy": energy, "gradient": gradient, "steps": int(self.progress["step"]), "seconds": seconds}
+        return {"energy": energy, "gradient": gradient, "steps": int(self.progress["step"]), "seconds": seconds,
+                "baselines": [asdict(each) for each in self.baselines]}
+
+    @property
+    def spent(self) -> int:
+        """Energies, and energies with gradient, together."""
+        return sum(int(self.progress[name]) for name in COUNTS)
 
     @property
     def is_curve(self) -> bool:
@@ -44,11 +57,12 @@ def evaluations(row: Mapping[str, float]) -> float:
     return sum(row[name] for name in COUNTS)
 
 
-def training_record(settings: Mapping[str, Any]) -> TrainingRecord | None:
+def training_record(folder: Path, settings: Mapping[str, Any]) -> TrainingRecord | None:
     """The training behind stored samples, if its evaluations were counted and the generator's file is still what they were drawn from.
 
     Args:
-        settings: what sampling.toml says of the samples.
+        folder: of the samples.
+        settings: what sampling.toml says of them.
     Raises:
         FileError: if the metrics beside the generator are not readable.
     """
@@ -60,4 +74,11 @@ def training_record(settings: Mapping[str, Any]) -> TrainingRecord | None:
         return None
     metrics = path.with_name(METRICS_FILE) if path.name == "generator.safetensors" else path.with_suffix(METRICS_SUFFIX)
     rows = store.read_json_lines(metrics) if metrics.exists() else []
-    return TrainingRecord(progress=progress, rows=tuple(row for row in rows if all(name in row for name in COUNTS)))
+    return TrainingRecord(progress=progress, rows=tuple(row for row in rows if all(name in row for name in COUNTS)),
+                          baselines=stored_baselines(folder, settings["generator_fingerprint"]))
+
+
+def stored_baselines(folder: Path, made_for: str) -> tuple[Baseline, ...]:
+    """What `bgwork baselines` left in the folder, if it was for this generator."""
+    path = folder / BASELINES_FILE
+    return from_json(store.read_json(path), made_for) if path.exists() else ()

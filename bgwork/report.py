@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork import figures, figures_molecular, page, store
-from bgwork.learning import TrainingRecord
+from bgwork.learning import BASELINES_FILE, TrainingRecord
 from bgwork.provenance import commit, file_fingerprint
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import average, expectation, weigh
@@ -23,7 +23,9 @@ from bgwork.system import System, reference_samples
 REFERENCE_FILE = "reference.npz"  # of a system
 LEARNING = ("How the training went on, against the evaluations of the energy, with or without gradient, that it had asked for. "
             "Left: ESS of a few hundred samples, whose own energies are not counted. "
-            "Right: median, 5 % and 95 % of u of fresh samples, unweighted.")
+            "Right: median, 5 % and 95 % of u of fresh samples, unweighted. Chains, where they were asked for: effective share of what "
+            "they kept, for the average energy (blind to modes that no chain has met), and the same quantiles; half of their evaluations "
+            "is burn-in.")
 GROWTH = "Estimates from the first N samples. A fall of ESS or a jump of log Z at the end means: not enough samples."
 
 
@@ -95,7 +97,7 @@ def kept_report(folder: Path, system: System) -> Report | None:
 
 def made_from(folder: Path, system: System) -> dict[str, str]:
     """Fingerprints of the files that a report rests on, and the commit of the code."""
-    files = [folder / name for name in ("samples.npz", "held_out.safetensors")]
+    files = [folder / name for name in ("samples.npz", "held_out.safetensors", BASELINES_FILE)]
     files += [system.path / name for name in ("system.toml", REFERENCE_FILE, "reference.json")]
     return {"code": commit(), **{file.name: file_fingerprint(file) for file in files if file.exists()}}
 
@@ -120,7 +122,7 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
     shown = pictures(weighted, diagnosis, known, system)
     if training is not None:
         content["cost"] |= {"training": training.cost}
-        shown += [(figures.learning(training.rows, known), LEARNING)] if training.is_curve else []
+        shown += [(figures.learning(training, known), LEARNING)] if training.is_curve else []
     report = Report(json=folder / "report.json", html=folder / "report.html", content=content)
     store.write_text(report.html, page.render(content, shown))
     store.write_json(report.json, content)

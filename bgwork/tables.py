@@ -107,6 +107,8 @@ def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if training := cost.get("training"):
         rows += [(f"{COUNTED[name]} in training", f"{training[name]:,}") for name in ("energy", "gradient")]
         rows.append(("training", f"{training['steps']:,} steps, {training['seconds'] / 60:.3g} core-minutes"))
+        rows += [(f"{each['method']}, {each['spent']:,} evaluations", f"{number(each['n_eff'], 3)} effective of {each['n']} configurations")
+                 for each in training.get("baselines", [])]
     return rows
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from bgwork import held_out, runs, store, tables, terminal
 from bgwork import reference as reference_data
 from bgwork import training as loop
+from bgwork.baselines import Chains, baselines, to_json
 from bgwork.export import export_samples
 from bgwork.generators import generator_path, shipped_generators
-from bgwork.learning import training_record
+from bgwork.learning import BASELINES_FILE, training_record
 from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe
 from bgwork.records import Density, WeightedSamples
@@ -224,7 +225,24 @@ def report(folder: Path, system: System | None) -> None:
     density = held_out.stored_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     provenance = runs.provenance() | {"sampling": runs.read_settings(folder)}
     show_report(write_report(folder, weighted, system, held_out=density, provenance=provenance,
-                             training=training_record(provenance["sampling"])))
+                             training=training_record(folder, provenance["sampling"])))
+
+
+def chain_baselines(folder: Path, *, chains: int, seed: int) -> None:
+    """Markov chains at the evaluations that the training behind stored samples spent, and the report with them."""
+    settings = runs.read_settings(folder)
+    record = training_record(folder, settings)
+    if record is None or not record.spent:
+        raise runs.RunError(f"the training behind {folder} counted no evaluations of the energy (it learned from data, or its generator is "
+                            "gone), so chains have no budget to keep to; give a run of a generator learned from the energy alone")
+    system, found = runs.weighted_samples(folder).proposal.origin.system, []
+    asked = Chains(budget=record.spent, chains=chains, seed=seed)
+    for each in baselines(load_system(settings.get("system", system)), asked):
+        effective = f"{tables.number(each.n_eff, 3)} effective of {each.n} for the average energy"
+        terminal.say(f"{each.method}: {each.spent:,} evaluations, {effective}")
+        found.append(each)
+    store.write_json(folder / BASELINES_FILE, to_json(found, settings["generator_fingerprint"]))
+    report(folder, None)
 
 
 def show_report(report: Report) -> None:

@@ -1,0 +1,136 @@
+"""What Markov chains make of the evaluations that a training spent: the yardstick of samplers learned from the energy alone.
+
+A budget counts energies and gradients alike, met by a meter around the target, those that quench the starts included; of what is left,
+half is burn-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bgwork.records import Proposal
+from bgwork.reweighting import average, weigh
+from bgwork.samplers.mcmc import HMC, ParallelTempering
+from bgwork.samplers.starts import STARTS
+from bgwork.system import System
+from bgwork.targets.counting import Metered
+
+LADDER = (1.0, 0.6, 0.35, 0.2)  # inverse temperatures where a system names none
+SHORTEST = 4  # transitions
+SHARES = (64, 16, 4, 1)  # of the budget, so that a curve can be drawn
+
+
+class BudgetError(ValueError):
+    """Too few evaluations for chains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chains:
+    """Which chains, and for how long.
+
+    Args:
+        budget: energies and gradients, in all.
+        betas: inverse temperatures; (1,) is plain Hamiltonian Monte Carlo.
+        chains: independent ones.
+        n: configurations kept at most, about.
+        seed: of everything random.
+    """
+
+    budget: int
+    betas: tuple[float, ...] = (1.0,)
+    chains: int = 50
+    n: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Chains at one budget: evaluations spent, configurations kept, effective number for the average energy, quantiles of u.
+
+    The effective number counts correlation within and between the chains; of modes that no chain has met it knows nothing.
+    """
+
+    method: str
+    spent: int
+    n: int
+    n_eff: float
+    u_05: float
+    u_50: float
+    u_95: float
+
+
+def ladder(system: System) -> tuple[float, ...]:
+    """The inverse temperatures of a system's reference, or else a common choice."""
+    return tuple(system.reference.betas) if len(system.reference.betas) > 1 else LADDER
+
+
+def run_chains(system: System, asked: Chains) -> tuple[Proposal, int]:
+    """Configurations of chains from the system's starts that stop at the budget, and the evaluations that they took.
+
+    Args:
+        system: with the step and the leapfrog length of its reference.
+        asked: budget and kind.
+    Raises:
+        BudgetError: if the budget is spent before the chains have moved.
+    """
+    settings, target = system.reference, Metered(system.differentiable_target)
+    generator = torch.Generator().manual_seed(asked.seed)
+    kinds = settings.starts or ["prior"]
+    share = max(1, asked.chains // len(kinds))
+    start = torch.cat([system.prior.sample(share, generator=generator) if kind == "prior" else
+                       STARTS[kind](target, share, spacing=settings.spacing, generator=generator) for kind in kinds])
+    left = asked.budget - _spent(target)
+    transitions = left // (len(start) * len(asked.betas) * settings.leapfrog)
+    if transitions < SHORTEST:
+        raise BudgetError(f"{asked.budget} gradients are too few for {len(start)} chains on {len(asked.betas)} rungs, "
+                          f"whose starts alone take {_spent(target)}; "
+                          "ask for fewer --chains")
+    draws = min(transitions // 2, -(-asked.n // len(start)))
+    thin = transitions // 2 // draws
+    tuning = {"burn_in": transitions - thin * draws, "thin": thin, "leapfrog": settings.leapfrog, "step": settings.step}
+    parts = {"target": target, "start": start, "system": system.name, **tuning}
+    sampler = HMC(**parts) if len(asked.betas) == 1 else ParallelTempering(**parts, betas=asked.betas)
+    return sampler.sample(draws * len(start), generator=generator), _spent(target)
+
+
+def baseline(system: System, asked: Chains) -> Baseline:
+    """Chains at one budget and what they found."""
+    proposal, spent = run_chains(system, asked)
+    weighted = weigh(proposal, system.target)
+    low, middle, high = (torch.quantile(weighted.u, share).item() for share in (0.05, 0.5, 0.95))
+    return Baseline(method=proposal.origin.method, spent=spent, n=len(proposal), n_eff=average(weighted, weighted.u).n_eff,
+                    u_05=low, u_50=middle, u_95=high)
+
+
+def baselines(system: System, asked: Chains) -> Iterator[Baseline]:
+    """Hamiltonian Monte Carlo and parallel tempering at parts of a budget and at all of it; those that are too few are left out.
+
+    Raises:
+        BudgetError: if even the whole is too few.
+    """
+    for betas in ((1.0,), ladder(system)):
+        for share in SHARES:
+            part = Chains(**asdict(asked) | {"betas": betas, "budget": asked.budget // share})
+            try:
+                yield baseline(system, part)
+            except BudgetError:
+                if share == 1:
+                    raise
+
+
+def to_json(found: list[Baseline], made_for: str) -> dict[str, Any]:
+    """For `store.write_json`; made_for is the fingerprint of the generator whose budget it was."""
+    return {"made_for": made_for, "baselines": [asdict(each) for each in found]}
+
+
+def from_json(content: Mapping[str, Any], made_for: str) -> tuple[Baseline, ...]:
+    """What `to_json` wrote, if it was for this generator; else nothing."""
+    return tuple(Baseline(**each) for each in content["baselines"]) if content.get("made_for") == made_for else ()
+
+
+def _spent(target: Metered) -> int:
+    return target.n_energy + target.n_gradient

@@ -1,0 +1,76 @@
+"""Markov chains at a training's budget: counted by the target itself, and shown beside the training they are measured against."""
+
+import math
+
+import pytest
+import torch
+from commands import call, refused
+
+from bgwork import store
+from bgwork.baselines import Baseline, BudgetError, Chains, baseline, baselines, from_json, ladder, run_chains, to_json
+from bgwork.learning import TrainingRecord
+from bgwork.reweighting import average, weigh
+from bgwork.system import load_system
+
+BETAS = {"hmc": (1.0,), "parallel-tempering": (1.0, 0.6, 0.35, 0.2)}
+
+
+@pytest.mark.parametrize("kind", BETAS)
+@pytest.mark.parametrize("budget", [20_000, 40_000])
+def test_chains_spend_their_budget_and_no_more(kind, budget):
+    system = load_system("dw4")
+    before = system.differentiable_target.n_gradient
+    proposal, spent = run_chains(system, Chains(budget=budget, betas=BETAS[kind], chains=20, n=200))
+    assert system.differentiable_target.n_gradient - before == spent and proposal.origin.method == kind
+    assert 0.7 * budget < spent < budget + 20 * len(BETAS[kind]) + 1
+    assert len(proposal.group.unique()) == 20
+
+
+def test_an_error_bar_from_the_effective_number_covers_the_truth():
+    system = load_system("dw4")
+    weighted = weigh(run_chains(system, Chains(budget=100_000, chains=20))[0], system.target)
+    found, truth = average(weighted, weighted.u), system.references["u"]
+    assert abs(found.value - truth.value) < 4 * math.hypot(found.stderr, truth.stderr)
+    assert found.n_eff == baseline(system, Chains(budget=100_000, chains=20)).n_eff
+
+
+def test_parts_too_small_are_left_out_and_a_whole_too_small_is_refused():
+    system = load_system("dw4")
+    found = list(baselines(system, Chains(budget=24_000, chains=10, n=100)))
+    assert {each.method for each in found} == set(BETAS) and all(each.spent <= 24_000 + 50 for each in found)
+    assert len([each for each in found if each.method == "hmc"]) > len([each for each in found if each.method != "hmc"])
+    with pytest.raises(BudgetError, match="300 gradients are too few for 10 chains on 1 rungs, whose starts alone take 5000; ask for fewer"):
+        list(baselines(system, Chains(budget=300, chains=10)))
+
+
+def test_a_system_without_starts_begins_at_the_prior_and_climbs_the_common_ladder():
+    system = load_system("gmm40")
+    assert ladder(system) == BETAS["parallel-tempering"] and not system.reference.starts
+    proposal, spent = run_chains(system, Chains(budget=5_000, chains=10, n=50))
+    assert spent <= 5_010 and torch.isfinite(proposal.x).all()
+
+
+def test_stored_chains_belong_to_one_generator():
+    each = Baseline(method="hmc", spent=10, n=5, n_eff=2.5, u_05=-1.0, u_50=0.0, u_95=1.0)
+    content = to_json([each], "abc")
+    assert from_json(content, "abc") == (each,) and from_json(content, "abd") == ()
+    progress = {"energy_evaluations": 3, "gradient_evaluations": 7, "step": 1, "seconds": 1.0, "worker_seconds": 1.0}
+    record = TrainingRecord(progress=progress, baselines=(each,))
+    assert record.spent == 10 and record.cost["baselines"][0]["n_eff"] == 2.5
+
+
+def test_the_report_shows_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("run", "dw4", "--recipe", "weighted-adjoint", "-n", "40", "--out", "run").exit_code == 0
+    result = call("baselines", "run", "--chains", "20")
+    assert result.exit_code == 0, result.output
+    found = store.read_json(tmp_path / "run" / "report.json")["cost"]["training"]
+    assert {each["method"] for each in found["baselines"]} == set(BETAS)
+    assert max(each["spent"] for each in found["baselines"]) <= found["energy"] + found["gradient"] + 20 * 4
+    assert "hmc, " in (tmp_path / "run" / "report.html").read_text()
+    assert "report exists and is kept" in call("run", "dw4", "--recipe", "weighted-adjoint", "-n", "40", "--out", "run").stderr
+
+
+def test_runs_without_a_budget_are_refused(run):
+    refused(call("baselines", run), "counted no evaluations of the energy")
+    refused(call("baselines", "runs/nowhere"), "counted no evaluations of the energy")
