@@ -259,7 +259,7 @@ def learning(training: TrainingRecord, reference: WeightedSamples | None) -> Fig
         left, right = figure.subplots(1, 2)
         known = np.array([(n, row["ess"]) for n, row in zip(asked, rows, strict=True) if "ess" in row]).reshape(-1, 2)
         left.plot(*known.T, ".-", color=WEIGHTED)
-        left.set(title="Effective share of the samples", ylim=(0, max([1.05, *(1.05 * each.n_eff / each.n for each in training.baselines)])))
+        left.set(title="Effective share of the samples", ylim=(0, 1.05 * max([1.0, *(each.n_eff / each.n for each in training.baselines)])))
         low, middle, high = (np.array([row.get(f"u_{share}", math.nan) for row in rows]) for share in ("05", "50", "95"))
         right.fill_between(asked, low, high, color=RAW, alpha=0.25, lw=0, label="5 - 95 %")
         right.plot(asked, middle, color=RAW, label="median, fresh samples")
