@@ -29,13 +29,14 @@ from bgwork.conformation import Residue, intactness, ramachandran
 from bgwork.metrics import energy_w2, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
 from bgwork.records import Certificate, Density, Proposal, WeightedSamples
 from bgwork.report import weighed_reference
-from bgwork.reweighting import normalised_weights, weigh
+from bgwork.reweighting import log_z, normalised_weights, weigh
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose
 from bgwork.system import load_system
 
 DELTA_F_GOAL = "|z| < 3 against the reference, stderr <= .1"
 W2 = {"energy-W2": ("<= .9", "ECNF++ .914, FALCON .225"), "torus-W2": ("<= .19", "ECNF++ .189, FALCON .402")}
 FLOOR_REPEATS = 5
+WARMER = 350.0  # K
 
 
 def sampled(name: str, steps: int | None, options: argparse.Namespace) -> list[Row]:
@@ -63,7 +64,7 @@ def rows_of(data: Data, options: argparse.Namespace) -> list[Row]:
     """Every figure of one set of samples."""
     proposal = data.weighted.proposal
     common = common_of(proposal, data.system.name, options.seed if proposal.origin.seed is None else proposal.origin.seed)
-    rows = weight_rows(data, common) + delta_f_rows(data, common) + shape_rows(data, common)
+    rows = weight_rows(data, common) + delta_f_rows(data, common) + warmer_rows(data, common) + shape_rows(data, common)
     wide = reference_of(data, options.reference)
     if wide is None:
         print(f"{data.system.name}: no distances, since there are no reference samples")
@@ -112,6 +113,17 @@ def delta_f_rows(data: Data, common: dict[str, Any]) -> list[Row]:
             rows.append(estimate_row(f"Delta F({name}), metadynamics", known, **common))
         for route, reason in found.missing.items():
             print(f"{data.system.name}: no Delta F({name}) from {route}: {reason}")
+    return rows
+
+
+def warmer_rows(data: Data, common: dict[str, Any]) -> list[Row]:
+    """The same samples, and the reference samples, reweighted to another temperature: ESS foreseen and found, Delta F, log Z."""
+    warmer = analysis.at_temperature(data, WARMER)
+    at, changed = f"at {WARMER:g} K", warmer.retargeted
+    rows = [estimate_row(f"reverse ESS {at}, predicted", changed.predicted.log_normal, **common),
+            estimate_row(f"reverse ESS {at}", changed.measured, **common), estimate_row(f"log Z {at}", log_z(changed.samples), **common)]
+    for name, found in analysis.delta_f_of(warmer).items():
+        rows += [estimate_row(f"Delta F({name}) {at} from {route}", value, **common) for route, value in found.by_route.items()]
     return rows
 
 

@@ -18,6 +18,7 @@ from oracles import propose
 
 from bgwork import store
 from bgwork.records import Certificate, Cost, Density, Proposal
+from bgwork.retarget import retarget_temperature
 from bgwork.reweighting import weigh
 from bgwork.system import System, load_system
 
@@ -61,6 +62,10 @@ def test_stored_samples_of_known_population(folder, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "no Delta F(phi) from pooled: the generator's density at reference samples is not known" in said
     assert "alanine.py --run" in rows["torus-W2"]["command"]
+    warmer = retarget_temperature(weigh(store.load_samples(run / "samples.npz").proposal, system.target), factor=350 / 300)
+    assert rows["reverse ESS at 350 K"]["value"] == pytest.approx(warmer.measured.value)
+    assert rows["reverse ESS at 350 K, predicted"]["value"] == pytest.approx(warmer.predicted.log_normal.value)
+    assert rows["Delta F(phi) at 350 K from weights"]["stderr"] > 0 < rows["Delta F(phi) at 350 K from reference"]["stderr"]
 
 
 def test_too_few_reference_samples_leave_out_the_floor_and_say_so(folder, monkeypatch, capsys):
