@@ -30,6 +30,7 @@ def molecular(n, d, hops, chiral):
 
 FIELDS = {
     "mlp 1x2": lambda: MLP(1, 2, hidden=16, depth=3, scale=2.0),
+    "mlp 1x2, waves": lambda: MLP(1, 2, hidden=16, depth=2, scale=2.0, waves=3),
     "mlp 3x2": lambda: MLP(3, 2, hidden=12, depth=1),
     "egnn 4x2": lambda: EGNN(4, 2, layers=3, hidden=8, reach=1.0),
     "egnn 3x3": lambda: EGNN(3, 3, layers=2, hidden=8, reach=1.0),
@@ -229,8 +230,8 @@ def test_rademacher_probes_are_signs_and_seeded():
     assert torch.equal(probes, rademacher((100, 2, 4, 2), generator=torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("build", [lambda: MLP(1, 2, depth=0), lambda: MLP(1, 2, scale=0.0), lambda: EGNN(4, 2, layers=0),
-                                   lambda: EGNN(4, 2, reach=-1.0), lambda: multihop(4, 2, 0)])
+@pytest.mark.parametrize("build", [lambda: MLP(1, 2, depth=0), lambda: MLP(1, 2, waves=-1), lambda: MLP(1, 2, scale=0.0),
+                                   lambda: EGNN(4, 2, layers=0), lambda: EGNN(4, 2, reach=-1.0), lambda: multihop(4, 2, 0)])
 def test_impossible_sizes_are_refused(build):
     with pytest.raises(ValueError, match="at least|positive"):
         build()

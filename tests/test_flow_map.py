@@ -9,6 +9,7 @@ from flow_maps import NETS, Breathing, Steady, random_average
 from oracles import GaussianOracle
 from simple_fields import folding, randomise, squashing
 
+from bgwork.fields.mlp import MLP
 from bgwork.fields.two_times import AverageVelocity, of_two_times, start_from
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin
@@ -93,6 +94,14 @@ def test_a_student_of_another_kind_or_size_is_refused():
     wider = type(NETS["mlp"](1))(1, 2, hidden=17, depth=3)
     with pytest.raises(ValueError, match=r"first.weight is \(17, 11\), the student's \(16, 20\)"):
         start_from(AverageVelocity(NETS["mlp"](2)), wider)
+
+
+def test_a_student_with_waves_starts_from_its_teacher_too():
+    teacher = randomise(MLP(1, 2, hidden=8, depth=2, waves=3))
+    U = AverageVelocity(randomise(of_two_times(teacher), seed=1))
+    start_from(U, teacher)
+    x, t = torch.randn(5, 1, 2, generator=seed(), dtype=torch.float64), torch.rand(5, generator=seed(1), dtype=torch.float64)
+    torch.testing.assert_close(U(t, torch.rand(5, generator=seed(2), dtype=torch.float64), x), teacher(t, x), rtol=0, atol=1e-12)
 
 
 def test_a_student_at_its_start_executes_its_teachers_euler_steps():

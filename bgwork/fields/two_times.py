@@ -100,8 +100,8 @@ def of_two_times(field: nn.Module) -> nn.Module:
     if isinstance(wide, MultiHop):
         wide.config, wide.time = replace(wide.config, times=2), TimeFeatures(TIME_WIDTH, 2)
     elif isinstance(wide, MLP):
-        per_time = wide.first.in_features - wide.n * wide.d
-        wide.times, wide.first = 2, nn.Linear(wide.n * wide.d + 2 * per_time, wide.first.out_features)
+        per_time = wide.first.in_features - wide.place_width
+        wide.times, wide.first = 2, nn.Linear(wide.place_width + 2 * per_time, wide.first.out_features)
     elif isinstance(wide, EGNN):
         wide.node_in = nn.Linear(2, wide.node_in.out_features)
     else:

@@ -65,9 +65,10 @@ class MLPSection(Section):
     hidden: Count = 256
     depth: Count = 4
     scale: Positive = 1.0
+    waves: Annotated[int, Field(ge=0)] = 0
 
     def build(self, system: System) -> nn.Module:
-        return MLP(system.space.n, system.space.d, hidden=self.hidden, depth=self.depth, scale=self.scale)
+        return MLP(system.space.n, system.space.d, hidden=self.hidden, depth=self.depth, scale=self.scale, waves=self.waves)
 
 
 class MolecularSection(HopSizes):
