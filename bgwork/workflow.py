@@ -230,6 +230,8 @@ def report(folder: Path, system: System | None) -> None:
 
 def chain_baselines(folder: Path, *, chains: int, seed: int) -> None:
     """Markov chains at the evaluations that the training behind stored samples spent, and the report with them."""
+    if not (folder / runs.SAMPLES_FILE).exists():
+        raise runs.RunError(f"no samples in {folder}; `bgwork run` makes some")
     settings = runs.read_settings(folder)
     record = training_record(folder, settings)
     if record is None or not record.spent:

@@ -73,4 +73,5 @@ def test_the_report_shows_them(tmp_path, monkeypatch):
 
 def test_runs_without_a_budget_are_refused(run):
     refused(call("baselines", run), "counted no evaluations of the energy")
-    refused(call("baselines", "runs/nowhere"), "counted no evaluations of the energy")
+    refused(call("baselines", "runs/nowhere"), "no samples in runs/nowhere; `bgwork run` makes some")
+    refused(call("baselines", run, "--chains", "0"), "--chains")
