@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bgwork.records import Proposal
 from bgwork.reweighting import average, weigh
 from bgwork.samplers.mcmc import HMC, ParallelTempering
 from bgwork.samplers.starts import STARTS
+from bgwork.spaces import Euclidean, MeanFree
 from bgwork.system import System
+from bgwork.system_file import ReferenceSection
 from bgwork.targets.counting import Metered
 
 LADDER = (1.0, 0.6, 0.35, 0.2)  # inverse temperatures where a system names none
@@ -25,7 +28,7 @@ SHARES = (64, 16, 4, 1)  # of the budget, so that a curve can be drawn
 
 
 class BudgetError(ValueError):
-    """Too few evaluations for chains."""
+    """Chains that cannot be run, or not for so few evaluations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +67,9 @@ class Baseline:
 
 
 def ladder(system: System) -> tuple[float, ...]:
-    """The inverse temperatures of a system's reference, or else a common choice."""
-    return tuple(system.reference.betas) if len(system.reference.betas) > 1 else LADDER
+    """The inverse temperatures of a system's reference, or else a common choice; raises as `settings_of`."""
+    betas = settings_of(system).betas
+    return tuple(betas) if len(betas) > 1 else LADDER
 
 
 def run_chains(system: System, asked: Chains) -> tuple[Proposal, int]:
@@ -75,26 +79,41 @@ def run_chains(system: System, asked: Chains) -> tuple[Proposal, int]:
         system: with the step and the leapfrog length of its reference.
         asked: budget and kind.
     Raises:
-        BudgetError: if the budget is spent before the chains have moved.
+        BudgetError: if the budget is spent before the chains have moved, or the system is none for Hamiltonian Monte Carlo.
     """
-    settings, target = system.reference, Metered(system.differentiable_target)
-    generator = torch.Generator().manual_seed(asked.seed)
-    kinds = settings.starts or ["prior"]
-    share = max(1, asked.chains // len(kinds))
-    start = torch.cat([system.prior.sample(share, generator=generator) if kind == "prior" else
-                       STARTS[kind](target, share, spacing=settings.spacing, generator=generator) for kind in kinds])
-    left = asked.budget - _spent(target)
-    transitions = left // (len(start) * len(asked.betas) * settings.leapfrog)
+    settings = settings_of(system)
+    target, generator = Metered(system.differentiable_target), torch.Generator().manual_seed(asked.seed)
+    start = _starts(system, target, asked.chains, generator=generator)
+    transitions = (asked.budget - _spent(target)) // (len(start) * len(asked.betas) * settings.leapfrog)
     if transitions < SHORTEST:
-        raise BudgetError(f"{asked.budget} gradients are too few for {len(start)} chains on {len(asked.betas)} rungs, "
-                          f"whose starts alone take {_spent(target)}; "
-                          "ask for fewer --chains")
+        raise BudgetError(f"{asked.budget} gradients are too few for {len(start)} chains on {len(asked.betas)} rungs, whose starts alone "
+                          f"take {_spent(target)}; ask for fewer --chains")
     draws = min(transitions // 2, -(-asked.n // len(start)))
     thin = transitions // 2 // draws
     tuning = {"burn_in": transitions - thin * draws, "thin": thin, "leapfrog": settings.leapfrog, "step": settings.step}
     parts = {"target": target, "start": start, "system": system.name, **tuning}
     sampler = HMC(**parts) if len(asked.betas) == 1 else ParallelTempering(**parts, betas=asked.betas)
     return sampler.sample(draws * len(start), generator=generator), _spent(target)
+
+
+def settings_of(system: System) -> ReferenceSection:
+    """How the system's own chains move.
+
+    Raises:
+        BudgetError: if it has none, as molecules, or lives on a curved space.
+    """
+    if not isinstance(system.reference, ReferenceSection) or not isinstance(system.space, Euclidean | MeanFree):
+        raise BudgetError(f"{system.name} says nothing of Markov chains on {system.space}; only systems on flat space with chains in "
+                          "[reference] have this baseline")
+    return system.reference
+
+
+def _starts(system: System, target: Metered, chains: int, *, generator: torch.Generator) -> Tensor:
+    """First configurations, shared equally among the kinds that the system names, or the prior's."""
+    kinds, spacing = system.reference.starts or ["prior"], system.reference.spacing
+    share = max(1, chains // len(kinds))
+    return torch.cat([system.prior.sample(share, generator=generator) if kind == "prior" else
+                      STARTS[kind](target, share, spacing=spacing, generator=generator) for kind in kinds])
 
 
 def baseline(system: System, asked: Chains) -> Baseline:

@@ -50,6 +50,12 @@ def test_a_system_without_starts_begins_at_the_prior_and_climbs_the_common_ladde
     assert spent <= 5_010 and torch.isfinite(proposal.x).all()
 
 
+@pytest.mark.parametrize("name", ["vmf-s2", "ala2-vacuum"])
+def test_curved_spaces_and_molecules_have_no_such_chains(name):
+    with pytest.raises(BudgetError, match=f"{name} says nothing of Markov chains on .*only systems on flat space"):
+        run_chains(load_system(name), Chains(budget=10_000))
+
+
 def test_stored_chains_belong_to_one_generator():
     each = Baseline(method="hmc", spent=10, n=5, n_eff=2.5, u_05=-1.0, u_50=0.0, u_95=1.0)
     content = to_json([each], "abc")
