@@ -2,6 +2,7 @@
 
     python benchmarks/data_free.py dw4 --recipes weighted-adjoint --weights path -n 20000 --seed 14
     python benchmarks/data_free.py dw4 --recipes bootstrap bootstrap-polish -n 20000 --seed 14
+    python benchmarks/data_free.py gmm40 --weights path -n 20000 --seed 17 --steps 480
 
 A recipe is a shipped generator's name, or its file. Of a pool of n samples, 2,000 are drawn ten times, by weight or not, and compared with
 2,000 of the system's reference samples; the floor is reference against reference at the same size. The evaluations that a training
@@ -67,7 +68,8 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
     for weights in made_by.weights:
         if weights not in options.weights:
             continue
-        choice = replace(made_by.default_choice(), weights=weights)
+        own = made_by.default_choice()
+        choice = replace(own, weights=weights, steps=options.steps or own.steps)
         proposal = made_by.sampler_of(trained, choice).sample(options.n, generator=torch.Generator().manual_seed(options.seed))
         weighted = weigh(proposal, system.target, accept=(Density.UNCERTIFIED,))
         name = f"{path.stem}, {proposal.density.value} weights"
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=["weighted-adjoint"], help="shipped generators, or files")
     parser.add_argument("-n", type=int, default=20_000)
     parser.add_argument("--weights", nargs="+", choices=("path", "density"), default=["path", "density"])
+    parser.add_argument("--steps", type=int, default=None, help="of the generators; their own if not given")
     parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
     parser.add_argument("--budget", type=int, default=0, help="gradients for the chains; the largest of the trainings' if 0")
     parser.add_argument("--chains", type=int, default=50)
