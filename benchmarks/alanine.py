@@ -121,7 +121,9 @@ def warmer_rows(data: Data, common: dict[str, Any]) -> list[Row]:
     warmer = analysis.at_temperature(data, WARMER)
     at, changed = f"at {WARMER:g} K", warmer.retargeted
     rows = [estimate_row(f"reverse ESS {at}, predicted", changed.predicted.log_normal, **common),
-            estimate_row(f"reverse ESS {at}", changed.measured, **common), estimate_row(f"log Z {at}", log_z(changed.samples), **common)]
+            estimate_row(f"reverse ESS {at}", changed.measured, **common)]
+    if changed.samples.proposal.density.normalised:
+        rows.append(estimate_row(f"log Z {at}", log_z(changed.samples), **common))
     for name, found in analysis.delta_f_of(warmer).items():
         rows += [estimate_row(f"Delta F({name}) {at} from {route}", value, **common) for route, value in found.by_route.items()]
     return rows

@@ -5,7 +5,8 @@
 Two figures for each kind of internal coordinate. Its spread, as the variance in the raw samples over that in the reference: above one, the
 generator is too loose there. And the share of the variance of log w that a least-squares fit by it explains (linear and square terms
 in units of the reference's spread, for torsions cosines and sines of one to three times the angle), adjusted for the number of terms.
-Samples are raw; those whose log w is in the lowest --leave-out share, whose energies are beyond all measure, are left out of every figure.
+Samples are raw; left out of every figure, and counted, are those without a finite weight and those in the lowest --leave-out share of
+log w, whose energies are beyond all measure.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rows import Row, publish
 from torch import Tensor
 
 from bgwork import geometry, store
+from bgwork.records import Density, WeightedSamples
 from bgwork.runs import weighted_samples
 from bgwork.system import load_system
 from bgwork.topology import Topology
@@ -51,6 +53,15 @@ def explained(log_w: Tensor, features: Tensor) -> float:
     return 1 - (left / log_w.var()).item()
 
 
+def equilibrium(path: Path) -> Tensor:
+    """Configurations of equal weight, from chains."""
+    samples = store.load_samples(path)
+    proposal = samples.proposal if isinstance(samples, WeightedSamples) else samples
+    if proposal.density is not Density.UNNORMALISED:
+        raise SystemExit(f"{path} holds weighted samples ({proposal.density.value}); give equilibrium data, as `bgwork reference` makes")
+    return proposal.x
+
+
 def measure(path: Path, options: argparse.Namespace) -> list[Row]:
     """Every figure of one run."""
     weighted = weighted_samples(path)
@@ -59,8 +70,8 @@ def measure(path: Path, options: argparse.Namespace) -> list[Row]:
         raise SystemExit(f"{system.name} is not a molecule: it has no bonds, angles or torsions")
     finite = torch.isfinite(weighted.log_w)
     kept = finite & (weighted.log_w > torch.quantile(weighted.log_w[finite], options.leave_out))
-    x, log_w, reference = weighted.x[kept], weighted.log_w[kept], store.load_samples(options.reference)
-    known = reference.x if hasattr(reference, "x") else reference.proposal.x
+    print(f"{path}: {int((~finite).sum())} of {len(kept)} samples without a finite weight and {int((finite & ~kept).sum())} more left out")
+    x, log_w, known = weighted.x[kept], weighted.log_w[kept], equilibrium(options.reference)
     common = {"system": system.name, "method": weighted.proposal.origin.method, "n": len(x), "seed": weighted.proposal.origin.seed,
               "evaluations": weighted.proposal.cost.network / len(weighted)}
     rows, features = [Row(metric="variance of log w", value=log_w.var().item(), **common)], []

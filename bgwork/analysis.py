@@ -45,8 +45,8 @@ class Data:
         system: they belong to.
         weighted: the samples.
         reference: equilibrium samples kept with the system, or None.
-        held_out: those of them at which the generator's density is known, or None.
-        log_q: [M] that density.
+        held_out: those of them at which the generator's density, or that of one path back from each, is known, or None.
+        log_q: [M] log of that density.
         problems: what is wrong with a trajectory as equilibrium data, in words.
         retargeted: what the change of temperature did to the weights, or None.
     """

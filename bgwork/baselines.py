@@ -6,8 +6,9 @@ half is burn-in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from bgwork.targets.counting import Metered
 
 LADDER = (1.0, 0.6, 0.35, 0.2)  # inverse temperatures where a system names none
 SHORTEST = 4  # transitions
-SHARES = (64, 16, 4, 1)  # of the budget, so that a curve can be drawn
+SHARES = (4, 16, 64)  # parts of the budget, so that a curve can be drawn
+FEWEST = 2  # chains, or there would be no error bar
 
 
 class BudgetError(ValueError):
@@ -41,6 +43,8 @@ class Chains:
         chains: independent ones.
         n: configurations kept at most, about.
         seed: of everything random.
+    Raises:
+        BudgetError: for a single chain, which has no error bar.
     """
 
     budget: int
@@ -48,6 +52,10 @@ class Chains:
     chains: int = 50
     n: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.chains < FEWEST:
+            raise BudgetError(f"the scatter of chains gives the error bars; ask for {FEWEST} --chains at least, not {self.chains}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +89,17 @@ def run_chains(system: System, asked: Chains) -> tuple[Proposal, int]:
     Raises:
         BudgetError: if the budget is spent before the chains have moved, or the system is none for Hamiltonian Monte Carlo.
     """
-    settings = settings_of(system)
-    target, generator = Metered(system.differentiable_target), torch.Generator().manual_seed(asked.seed)
+    settings, target = settings_of(system), Metered(system.differentiable_target)
+    generator = torch.Generator().manual_seed(asked.seed)
     start = _starts(system, target, asked.chains, generator=generator)
-    transitions = (asked.budget - _spent(target)) // (len(start) * len(asked.betas) * settings.leapfrog)
+    walkers = len(start) * len(asked.betas)
+    transitions = (asked.budget - _spent(target) - walkers) // (walkers * settings.leapfrog)
     if transitions < SHORTEST:
         raise BudgetError(f"{asked.budget} gradients are too few for {len(start)} chains on {len(asked.betas)} rungs, whose starts alone "
-                          f"take {_spent(target)}; ask for fewer --chains")
-    draws = min(transitions // 2, -(-asked.n // len(start)))
-    thin = transitions // 2 // draws
+                          f"take {_spent(target) + walkers}; ask for fewer --chains")
+    half = transitions // 2
+    thin = -(-half * len(start) // asked.n)
+    draws = half // thin
     tuning = {"burn_in": transitions - thin * draws, "thin": thin, "leapfrog": settings.leapfrog, "step": settings.step}
     parts = {"target": target, "start": start, "system": system.name, **tuning}
     sampler = HMC(**parts) if len(asked.betas) == 1 else ParallelTempering(**parts, betas=asked.betas)
@@ -125,30 +135,42 @@ def baseline(system: System, asked: Chains) -> Baseline:
                     u_05=low, u_50=middle, u_95=high)
 
 
-def baselines(system: System, asked: Chains) -> Iterator[Baseline]:
-    """Hamiltonian Monte Carlo and parallel tempering at parts of a budget and at all of it; those that are too few are left out.
+def baselines(system: System, asked: Chains) -> list[Baseline]:
+    """Hamiltonian Monte Carlo and parallel tempering at all of a budget and at parts of it; parts that are too few are left out.
 
     Raises:
-        BudgetError: if even the whole is too few.
+        BudgetError: if even the whole is too few, before any other chain is run.
     """
-    for betas in ((1.0,), ladder(system)):
+    kinds = ((1.0,), ladder(system))
+    found = [baseline(system, replace(asked, betas=betas)) for betas in reversed(kinds)]  # the ladder first: it takes the most
+    for betas in kinds:
         for share in SHARES:
-            part = Chains(**asdict(asked) | {"betas": betas, "budget": asked.budget // share})
             try:
-                yield baseline(system, part)
+                found.append(baseline(system, replace(asked, betas=betas, budget=asked.budget // share)))
             except BudgetError:
-                if share == 1:
-                    raise
+                break  # smaller parts are too few as well
+    return sorted(found, key=lambda each: (each.method, each.spent))
 
 
-def to_json(found: list[Baseline], made_for: str) -> dict[str, Any]:
-    """For `store.write_json`; made_for is the fingerprint of the generator whose budget it was."""
-    return {"made_for": made_for, "baselines": [asdict(each) for each in found]}
+def to_json(found: list[Baseline], made_for: str, asked: Chains) -> dict[str, Any]:
+    """For `store.write_json`; made_for is the fingerprint of the samples whose training had that budget."""
+    return {"made_for": made_for, "chains": asked.chains, "seed": asked.seed, "budget": asked.budget,
+            "baselines": [asdict(each) for each in found]}
 
 
 def from_json(content: Mapping[str, Any], made_for: str) -> tuple[Baseline, ...]:
-    """What `to_json` wrote, if it was for this generator; else nothing."""
-    return tuple(Baseline(**each) for each in content["baselines"]) if content.get("made_for") == made_for else ()
+    """What `to_json` wrote, if it was for these samples; else nothing.
+
+    Raises:
+        BudgetError: if it is something else.
+    """
+    if content.get("made_for") != made_for:
+        return ()
+    try:
+        defined = [{name: math.nan if value is None else value for name, value in each.items()} for each in content["baselines"]]
+        return tuple(Baseline(**each) for each in defined)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BudgetError(f"the stored baselines are not those that `bgwork baselines` writes ({error}); give the command again") from error
 
 
 def _spent(target: Metered) -> int:

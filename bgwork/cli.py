@@ -227,7 +227,7 @@ def retarget(
 @app.command(name="baselines")
 def chain_baselines(
     run: Annotated[Path, typer.Argument(help="Folder with samples of a generator that was learned from the energy alone.")],
-    chains: Annotated[int, typer.Option(help="Independent chains.", min=1)] = 50, seed: Seed = 0,
+    chains: Annotated[int, typer.Option(help="Independent chains.", min=2)] = 50, seed: Seed = 0,
 ) -> None:
     """Hamiltonian Monte Carlo and parallel tempering at the evaluations that a run's training spent, in the run's report.
 

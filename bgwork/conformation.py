@@ -141,7 +141,7 @@ def delta_f(weighted: WeightedSamples, residue: Residue, *, reference: WeightedS
         residue: whose phi.
         reference: equilibrium samples of the target, or None.
         held_out: equilibrium samples at which the generator's density is known (all or some of `reference`), or None.
-        log_q: [M] that normalised log-density.
+        log_q: [M] that normalised log-density, or that of one path back from each.
     """
     basins = partial(has_other_phi, phi=residue.phi), partial(has_positive_phi, phi=residue.phi)
     routes = {"weights": partial(free_energy_difference, weighted)}

@@ -258,28 +258,36 @@ def learning(training: TrainingRecord, reference: WeightedSamples | None) -> Fig
         figure = Figure(figsize=(8.4, 3.6))
         left, right = figure.subplots(1, 2)
         known = np.array([(n, row["ess"]) for n, row in zip(asked, rows, strict=True) if "ess" in row]).reshape(-1, 2)
-        left.plot(*known.T, ".-", color=WEIGHTED)
+        left.plot(*known.T, ".-", color=WEIGHTED, label="the sampler's ESS")
         left.set(title="Effective share of the samples", ylim=(0, 1.05 * max([1.0, *(each.n_eff / each.n for each in training.baselines)])))
         low, middle, high = (np.array([row.get(f"u_{share}", math.nan) for row in rows]) for share in ("05", "50", "95"))
         right.fill_between(asked, low, high, color=RAW, alpha=0.25, lw=0, label="5 - 95 %")
         right.plot(asked, middle, color=RAW, label="median, fresh samples")
         _chains(left, right, training.baselines)
-        if reference is not None:
-            for share, style in ((0.05, ":"), (0.5, "-"), (0.95, ":")):
-                right.axhline(torch.quantile(reference.u, share).item(), color=REFERENCE, lw=1, ls=style,
-                              label="reference" if share == 0.5 else None)
-        settled = np.nanmax(high[len(high) // 2:]) - np.nanmin(low[len(low) // 2:])
-        highest = max(np.nanmax(high), *(each.u_95 for each in training.baselines), -math.inf)
-        if highest - np.nanmin(low) > 20 * settled:
-            linear = np.nanmax(np.abs(middle[len(middle) // 2:])) + settled
-            right.set_yscale("symlog", linthresh=10.0 ** max(0, math.ceil(math.log10(linear))), linscale=2)
+        for share, style in ((0.05, ":"), (0.5, "-"), (0.95, ":")) if reference is not None else ():
+            right.axhline(torch.quantile(reference.u, share).item(), color=REFERENCE, lw=1, ls=style,
+                          label="reference" if share == 0.5 else None)
         right.set(title="u of fresh samples  [kT]")
+        _squeezed(right, low, middle, max(np.nanmax(high), *(each.u_95 for each in training.baselines), -math.inf))
         for axes in (left, right):
-            axes.set(xscale="log", xlabel="energies + gradients asked for", xlim=(asked[asked > 0].min(), 1.15 * asked.max()))
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if asked.max() > 300 * asked[asked > 0].min() else (1.0, 2.0, 5.0)))
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        right.legend(fontsize=9)
-        if training.baselines:
-            left.legend(fontsize=9)
+            _evaluations_axis(axes, asked)
+            axes.legend(fontsize=9)
     return figure
+
+
+def _squeezed(axes: Axes, low: np.ndarray, middle: np.ndarray, highest: float) -> None:
+    """A logarithmic axis beyond the values that the second half of a training settles among, if the first ones are far away."""
+    half = slice(len(middle) // 2, None)
+    settled = np.nanmax(middle[half]) - np.nanmin(low[half])
+    if highest - np.nanmin(low) > 20 * settled:
+        linear = np.nanmax(np.abs(middle[half])) + settled
+        axes.set_yscale("symlog", linthresh=10.0 ** max(0, math.ceil(math.log10(linear))), linscale=2)
+
+
+def _evaluations_axis(axes: Axes, asked: np.ndarray) -> None:
+    """Logarithmic, from the first evaluations on."""
+    first, last = asked[asked > 0].min(), asked.max()
+    axes.set(xscale="log", xlabel="energies + gradients asked for", xlim=(first, 1.15 * last))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if last > 300 * first else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())

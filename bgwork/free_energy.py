@@ -162,8 +162,8 @@ def _check_reference(weighted: WeightedSamples, log_q: Tensor, u: Tensor) -> Non
         raise ValueError(f"log q {tuple(log_q.shape)} and u {tuple(u.shape)} at the reference samples must both be [M], M > 0")
     failed = int((torch.isnan(log_q) | (log_q == math.inf)).sum())
     if failed:
-        raise ValueError(f"log q is unknown at {failed} of {len(log_q)} reference samples (the inverse map failed there); forward ESS and "
-                         "BAR need all of them: use more integration steps")
+        raise ValueError(f"log q is unknown at {failed} of {len(log_q)} reference samples (the inverse map, or a path back, failed there); "
+                         "forward ESS and BAR need all of them: use more steps")
     infinite = int((~torch.isfinite(u)).sum())
     if infinite:
         raise ValueError(f"u is not finite at {infinite} of {len(u)} reference samples: they are not samples of the target")

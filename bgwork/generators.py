@@ -17,6 +17,8 @@ from bgwork.records import Origin
 from bgwork.system import System, load_system, reference_samples
 
 ROUND_TRIP = 32  # reference configurations that each certificate sends through the inverse map
+HELD_OUT = 400  # and that forward ESS and BAR are judged by, spread evenly over all of them
+TUNING, TUNING_SEED = 512, 1_000_000_021  # and, of the rest, that the kernels of path weights are fitted to
 
 
 class GeneratorError(ValueError):
@@ -78,7 +80,8 @@ def load_trained(path: Path, *, system: System | None = None) -> tuple[Recipe, T
     recipe = parse_recipe(meta["recipe"], source=f"the recipe in {path}")
     return recipe, Trained(
         network=_network(path, recipe, tensors, system), system=system, prior=prior_on(system.space, meta["prior_std"]),
-        origin=_origin(path, meta), round_trip=round_trip_set(system))
+        origin=_origin(path, meta), round_trip=round_trip_set(system),
+        tuning=tuning_set(system))
 
 
 def round_trip_set(system: System) -> torch.Tensor | None:
@@ -87,6 +90,22 @@ def round_trip_set(system: System) -> torch.Tensor | None:
         return None
     x = reference_samples(system).x
     return x[torch.linspace(0, len(x) - 1, ROUND_TRIP).round().long()]
+
+
+def held_out_rows(total: int) -> torch.Tensor:
+    """Which of that many reference samples forward ESS and BAR are judged by."""
+    return torch.linspace(0, total - 1, min(HELD_OUT, total), dtype=torch.float64).round().long()
+
+
+def tuning_set(system: System) -> torch.Tensor | None:
+    """Reference configurations that the kernels of path weights are fitted to, none of them in `held_out_rows`; None if there are none."""
+    if not (system.path / "reference.npz").exists():
+        return None
+    x = reference_samples(system).x
+    rest = torch.ones(len(x), dtype=torch.bool)
+    rest[held_out_rows(len(x))] = False
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(TUNING_SEED))
+    return x[order[rest[order]][:TUNING]] if rest.any() else None
 
 
 def _network(path: Path, recipe: Recipe, tensors: dict[str, torch.Tensor], system: System) -> torch.nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bgwork import store
+from bgwork.generators import held_out_rows
 from bgwork.protocols import HasLogProb
 from bgwork.provenance import file_fingerprint
 from bgwork.report import REFERENCE_FILE, HeldOut
@@ -20,8 +21,7 @@ from bgwork.samplers.sde import PathSampler
 from bgwork.system import System, reference_samples
 
 HELD_OUT_FILE = "held_out.safetensors"
-HELD_OUT = 400  # reference samples, spread evenly over all of them
-PATH_SEED = 0  # of the paths back from them
+PATH_SEED = 1_000_000_033  # of the paths back from them, whose noise must not be that of forward paths
 
 
 def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
@@ -36,7 +36,7 @@ def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
         note(f"no density at reference samples: {run.settings.weights} weights belong to samples, not to configurations")
         return
     x = reference_samples(run.system).x
-    rows = torch.linspace(0, len(x) - 1, min(HELD_OUT, len(x)), dtype=torch.float64).round().long()
+    rows = held_out_rows(len(x))
     log_q = log_q_at(sampler, x[rows])
     meta = {"fingerprint": run.fingerprint, "reference": file_fingerprint(run.system.path / REFERENCE_FILE), "system": run.system.name}
     store.save_checkpoint(path, {"log_q": log_q, "rows": rows}, meta)

@@ -57,12 +57,13 @@ def evaluations(row: Mapping[str, float]) -> float:
     return sum(row[name] for name in COUNTS)
 
 
-def training_record(folder: Path, settings: Mapping[str, Any]) -> TrainingRecord | None:
+def training_record(folder: Path, settings: Mapping[str, Any], *, made_with: str) -> TrainingRecord | None:
     """The training behind stored samples, if its evaluations were counted and the generator's file is still what they were drawn from.
 
     Args:
         folder: of the samples.
         settings: what sampling.toml says of them.
+        made_with: their fingerprint.
     Raises:
         FileError: if the metrics beside the generator are not readable.
     """
@@ -75,10 +76,10 @@ def training_record(folder: Path, settings: Mapping[str, Any]) -> TrainingRecord
     metrics = path.with_name(METRICS_FILE) if path.name == "generator.safetensors" else path.with_suffix(METRICS_SUFFIX)
     rows = store.read_json_lines(metrics) if metrics.exists() else []
     return TrainingRecord(progress=progress, rows=tuple(row for row in rows if all(name in row for name in COUNTS)),
-                          baselines=stored_baselines(folder, settings["generator_fingerprint"]))
+                          baselines=stored_baselines(folder, made_with))
 
 
 def stored_baselines(folder: Path, made_for: str) -> tuple[Baseline, ...]:
-    """What `bgwork baselines` left in the folder, if it was for this generator."""
+    """What `bgwork baselines` left in the folder, if it was for these samples."""
     path = folder / BASELINES_FILE
     return from_json(store.read_json(path), made_for) if path.exists() else ()

@@ -35,10 +35,10 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A generator's log-density at reference samples of its system.
+    """A generator's log-density at reference samples of its system, or log q of one path back from each where weights belong to paths.
 
     Attributes:
-        log_q: [M] normalised log-density.
+        log_q: [M], normalised.
         rows: [M] which of the reference samples.
     """
 

@@ -22,7 +22,7 @@ import torch
 from bgwork import store
 from bgwork.generators import generator_path, load_trained
 from bgwork.protocols import Sampler
-from bgwork.provenance import commit, file_fingerprint, fingerprint, versions
+from bgwork.provenance import commit, file_fingerprint, fingerprint, tensor_fingerprint, versions
 from bgwork.recipes import Choice, Recipe, Trained
 from bgwork.recipes.files import OBJECTIVES
 from bgwork.records import Density, Proposal, WeightedSamples
@@ -136,8 +136,10 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Of the generator's file, the settings and the system's definition."""
-        system = file_fingerprint(self.system.path / "system.toml")
-        return fingerprint(asdict(self.settings) | {"generator": self.trained.origin.config_hash, "system": system})
+        known = {"generator": self.trained.origin.config_hash, "system": file_fingerprint(self.system.path / "system.toml")}
+        if self.settings.weights == "path" and self.trained.tuning is not None:  # which decides the kernels
+            known |= {"tuning": tensor_fingerprint(self.trained.tuning)}
+        return fingerprint(asdict(self.settings) | known)
 
     def sampler(self, on_batch: Progress) -> Sampler:
         """The generator behind the integrator, steps and weights asked for."""

@@ -225,7 +225,7 @@ def report(folder: Path, system: System | None) -> None:
     density = held_out.stored_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     provenance = runs.provenance() | {"sampling": runs.read_settings(folder)}
     show_report(write_report(folder, weighted, system, held_out=density, provenance=provenance,
-                             training=training_record(folder, provenance["sampling"])))
+                             training=training_record(folder, provenance["sampling"], made_with=weighted.proposal.origin.config_hash)))
 
 
 def chain_baselines(folder: Path, *, chains: int, seed: int) -> None:
@@ -233,18 +233,20 @@ def chain_baselines(folder: Path, *, chains: int, seed: int) -> None:
     if not (folder / runs.SAMPLES_FILE).exists():
         raise runs.RunError(f"no samples in {folder}; `bgwork run` makes some")
     settings = runs.read_settings(folder)
-    record = training_record(folder, settings)
+    record = training_record(folder, settings, made_with="")
     if record is None or not record.spent:
         raise runs.RunError(f"the training behind {folder} counted no evaluations of the energy (it learned from data, or its generator is "
                             "gone), so chains have no budget to keep to; give a run of a generator learned from the energy alone")
-    system, found = runs.weighted_samples(folder).proposal.origin.system, []
-    asked = Chains(budget=record.spent, chains=chains, seed=seed)
-    for each in baselines(load_system(settings.get("system", system)), asked):
+    runs.ensure_writable(folder)
+    system, asked = load_system(settings["system"]), Chains(budget=record.spent, chains=chains, seed=seed)
+    made_for = runs.weighted_samples(folder, system=system).proposal.origin.config_hash
+    terminal.note(f"chains of {asked.budget:,} evaluations, twice, and parts of it")
+    found = baselines(system, asked)
+    for each in found:
         effective = f"{tables.number(each.n_eff, 3)} effective of {each.n} for the average energy"
         terminal.say(f"{each.method}: {each.spent:,} evaluations, {effective}")
-        found.append(each)
-    store.write_json(folder / BASELINES_FILE, to_json(found, settings["generator_fingerprint"]))
-    report(folder, None)
+    store.write_json(folder / BASELINES_FILE, to_json(found, made_for, asked) | runs.provenance())
+    report(folder, system)
 
 
 def show_report(report: Report) -> None:

@@ -66,16 +66,20 @@ def test_a_teacher_with_another_field_is_refused(toy):
         recipe(field={"kind": "egnn"}).job(request(toy, data=False))
 
 
+@pytest.mark.parametrize("tuning", [None, 20])
 @pytest.mark.parametrize("backward", ["student", "noising"])
-def test_samplers(toy, backward):
+def test_samplers(toy, backward, tuning):
     made, system = recipe(sampler={"backward": backward}), load_system(toy.system)
     network = made.job(request(toy, data=False)).model
-    trained = Trained(network=network, system=system, prior=system.prior, origin=Origin(method="flow map", system="toy"))
+    held_out = tuning and system.target.sample(tuning, generator=torch.Generator().manual_seed(5))
+    trained = Trained(network=network, system=system, prior=system.prior, origin=Origin(method="flow map", system="toy"), tuning=held_out)
     few = made.sampler_of(trained, made.default_choice())
     assert isinstance(few, FlowMapSampler) and few.times == (0.0, 0.5, 1.0)
     assert few.sample(4, generator=torch.Generator().manual_seed(0)).density is Density.EXACT
     path, again = (made.sampler_of(trained, Choice(integrator="flow-map", steps=3, weights="path")) for _ in range(2))
     proposal = path.sample(5, generator=torch.Generator().manual_seed(0))
+    assert ("fitted to 20 configurations" if tuning else "fitted to the energy") in proposal.note
+    assert (system.target.n_gradient == 0) == (tuning is not None)
     assert proposal.density is Density.PATH and proposal.cost.network == 5 * {"student": 6, "noising": 3}[backward]
     assert torch.equal(proposal.log_q, again.sample(5, generator=torch.Generator().manual_seed(0)).log_q)
 

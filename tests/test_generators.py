@@ -7,11 +7,11 @@ import torch
 from toy import RECIPE, make_generator
 
 from bgwork import store
-from bgwork.generators import GeneratorError, generator_path, load_generator, shipped_generators
+from bgwork.generators import GeneratorError, generator_path, held_out_rows, load_generator, shipped_generators, tuning_set
 from bgwork.recipes import parse_recipe
 from bgwork.records import Density
 from bgwork.reweighting import ess, weigh
-from bgwork.system import list_systems, load_system
+from bgwork.system import list_systems, load_system, reference_samples
 
 SHIPPED = [(name, recipe) for name in list_systems() for recipe in shipped_generators(load_system(name))]
 
@@ -27,6 +27,16 @@ def test_a_shipped_generator_is_certified_and_close_to_its_target(name, recipe):
     assert proposal.density in (Density.EXACT, Density.PATH)
     least = 0.2 if system.topology is None else 0.08  # of 32 samples; an untrained field has 1/32
     assert ess(weigh(proposal, system.target)).value > least
+
+
+@pytest.mark.parametrize("name", ["dw4", "manywell32"])
+def test_kernels_are_not_fitted_to_what_they_are_judged_by(name):
+    system = load_system(name)
+    x, fitted = reference_samples(system).x, tuning_set(system)
+    judged = x[held_out_rows(len(x))]
+    fitted_rows, judged_rows, rows = ({tuple(row) for row in of.flatten(1).tolist()} for of in (fitted, judged, x))
+    assert len(fitted_rows) == 512 and len(judged_rows) == 400
+    assert fitted_rows < rows and not fitted_rows & judged_rows
 
 
 @pytest.mark.parametrize(("name", "recipe"), SHIPPED)

@@ -14,10 +14,10 @@ from bgwork.fields.radial import fourier, silu_and_slope
 class MLP(nn.Module):
     """v(t, x) = W_out h_L, h_l = h_{l-1} + silu(W_l h_{l-1} + b_l), h_0 = silu(W_in [w(x / scale), tau(t)] + b_in), zero at the start.
 
-        w(y) = (y, sin pi y / 2, cos pi y / 2, ..., sin m pi y / 2, cos m pi y / 2),    tau(t) = (t, sin pi t, cos pi t, ..., cos 4 pi t)
-    Waves let it see structure much finer than `scale`, which a plain multilayer perceptron learns last (Tancik et al. 2020). It has no
-    symmetry and no mean subtraction: use it on Euclidean space. One tangent per coordinate passes through the layers, so the Jacobian
-    costs 1 + nd forward passes of matrix products and no autograd.
+        w(y) = (y, sin k pi y / 2, cos k pi y / 2; k = 1..m),    tau(t) = (t, sin pi t, cos pi t, ..., cos 4 pi t)
+    Waves (Fourier features) let it see structure much finer than `scale`, which a plain multilayer perceptron learns last (Tancik et
+    al. 2020). It has no symmetry and no mean subtraction: use it on Euclidean space. One tangent per coordinate passes through the
+    layers, so the Jacobian costs 1 + nd forward passes of matrix products and no autograd.
 
     Args:
         n, d: particles and dimensions.

@@ -64,6 +64,7 @@ class Trained:
         prior: as it was in training.
         origin: method, system, fingerprint and commit.
         round_trip: held-out configurations for the certificate of an executed map; None where the system has none.
+        tuning: other held-out configurations, which the kernels of path weights are fitted to; None where the system has none.
     """
 
     network: nn.Module
@@ -71,6 +72,7 @@ class Trained:
     prior: Prior
     origin: Origin
     round_trip: Tensor | None = None
+    tuning: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

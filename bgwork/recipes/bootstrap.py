@@ -58,7 +58,7 @@ class BootstrapRecipe(FlowMatchingRecipe):
             raise RecipeError(f"teacher.weights: {teacher.generator} has {', '.join(made_by.weights)}, not {teacher.weights!r}")
         choice = replace(made_by.default_choice(), weights=teacher.weights, **({"steps": teacher.steps} if teacher.steps else {}))
         # A fold in a teacher's map makes its weights wrong, not its data useless: what is trained here is weighed by its own density.
-        sampler = made_by.sampler_of(replace(trained, round_trip=None), choice)
+        sampler = made_by.sampler_of(replace(trained, round_trip=None, tuning=None), choice)
         return data_from(sampler, system.differentiable_target, teacher.samples, generator=torch.Generator().manual_seed(request.seed),
                          accept=(Density.UNCERTIFIED,))
 

@@ -20,8 +20,7 @@ from bgwork.samplers.sde import PathSampler
 from bgwork.system import Section
 from bgwork.training import TrainingJob
 
-TUNING_SEED = 0
-TUNING_WALKS = 16  # from each held-out configuration
+TUNING_SEED = 1_000_000_009  # no seed that anybody samples with
 
 
 class ScheduleSection(Section):
@@ -64,8 +63,8 @@ class DiffusionRecipe(Recipe):
                         on_batch=choice.on_batch)
         spread = trained.prior.std
         table = velocity_table(SCHEDULES[self.schedule.kind], times, prior_std=spread, spread=spread)
-        kernels = FieldKernels(space=space, field=trained.network, table=table)
-        if trained.round_trip is not None:
-            x1 = trained.round_trip.repeat(TUNING_WALKS, 1, 1)
-            kernels = tuned(kernels, x1, generator=torch.Generator().manual_seed(TUNING_SEED))
-        return PathSampler(start=trained.prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch)
+        kernels, note = FieldKernels(space=space, field=trained.network, table=table), "widths of a Gaussian with the prior's spread"
+        if trained.tuning is not None:
+            kernels = tuned(kernels, trained.tuning, generator=torch.Generator().manual_seed(TUNING_SEED))
+            note = f"widths fitted to {len(trained.tuning)} configurations"
+        return PathSampler(start=trained.prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch, note=note)

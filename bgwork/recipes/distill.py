@@ -35,7 +35,7 @@ from bgwork.samplers.sde import PathSampler
 from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
 
-TUNING_SEED = 0
+TUNING_SEED = 1_000_000_009  # no seed that anybody samples with
 PATH_LOSSES = ("paths", "ends")
 
 
@@ -157,8 +157,10 @@ class DistillRecipe(Recipe):
         options = self.sampler
         table = (noising_table(times, prior_std=prior.std, overshoot=options.overshoot) if options.backward == "noising"
                  else student_table(times, prior_std=prior.std, noise=options.noise))
-        kernels, how = (JumpKernels(space=prior.space, average=trained.network, table=table),
-                        {"seed": TUNING_SEED, "n": options.paths, "iterations": options.tuning})
-        kernels = (tuned_to_energy(kernels, prior, trained.system.target, **how) if trained.round_trip is None
-                   else tuned_to_data(kernels, prior, trained.round_trip, **how))
-        return PathSampler(start=prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch)
+        kernels = JumpKernels(space=prior.space, average=trained.network, table=table)
+        how = {"seed": TUNING_SEED, "n": options.paths, "iterations": options.tuning}
+        if trained.tuning is None:
+            kernels, note = tuned_to_energy(kernels, prior, trained.system.target, **how), "widths fitted to the energy on own paths"
+        else:
+            kernels, note = tuned_to_data(kernels, prior, trained.tuning, **how), f"widths fitted to {len(trained.tuning)} configurations"
+        return PathSampler(start=prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch, note=note)

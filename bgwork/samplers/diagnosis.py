@@ -16,7 +16,7 @@ class ReferenceSet:
 
     Attributes:
         samples: reference samples of the target with u (MCMC; grouped by chain), or None.
-        log_q: [M] the generator's normalised log-density at them, NaN where its inverse failed, or None where it has no density.
+        log_q: [M] the generator's normalised log-density at them, or that of a path back from each; NaN where that failed, None if unknown.
         rows: [M] which of the samples `log_q` belongs to, or None for all of them.
         estimates: reference values by observable name; they take precedence over averages of `samples`.
         note: on what else there would be, printed with every figure.

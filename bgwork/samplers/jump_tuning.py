@@ -3,8 +3,9 @@
     tuned_to_data     forward divergence E[sum log r - log p0 - sum log q] of paths that go back from held-out configurations
     tuned_to_energy   spread of the weights of paths from the prior, where no configurations are known
 
-The first is minimal where q and r agree on every path that the target sees, so it cannot leave one out; it needs no energies. The second
-sees only where its own paths go, and likes narrow kernels: a mode that they miss stays missed (`PathSampler.path_log_q` shows it).
+The first is minimal where q and r agree on every path back from those configurations, so none of their modes is left out; it needs no
+energies. The second sees only where its own paths go, and likes narrow kernels: a mode that they miss stays missed
+(`PathSampler.path_log_q` shows it).
 """
 
 from __future__ import annotations
@@ -90,17 +91,23 @@ def tuned_to_data(
     Args:
         kernels: with first guesses of scales and widths.
         prior: p0.
-        x1: configurations of the target [M, ., d], which must not be among the samples weighed later; drawn from with replacement.
+        x1: configurations of the target [M, ., d], not those that the weights are judged by later; drawn from with replacement.
         seed: of the paths; use another one for samples.
         n: paths an iteration.
         iterations: of Adam.
         rate: of Adam, falling to zero.
+    Raises:
+        ValueError: if the network is not finite on some path.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def divergence(free: JumpKernels) -> Tensor:
         rows = torch.randint(len(x1), (n,), generator=generator)
-        return -walk_back(free, prior, x1[rows].double(), generator=generator).mean()
+        log_q = walk_back(free, prior, x1[rows].double(), generator=generator)
+        if not bool(torch.isfinite(log_q).all()):
+            raise ValueError(f"{int((~torch.isfinite(log_q)).sum())} of {n} paths back from held-out configurations are not finite; start "
+                             "from narrower kernels or a better trained network")
+        return -log_q.mean()
 
     return _descended(regressed(kernels, prior, n=n, generator=generator), prior, divergence, iterations=iterations, rate=rate)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from bgwork.priors import tangent_noise, wrapped_normal_log_prob
 from bgwork.protocols import Prior
 from bgwork.records import Cost, Density, Origin, Proposal
-from bgwork.samplers.batches import Progress, check_count
+from bgwork.samplers.batches import Progress, check_configurations, check_count
 from bgwork.spaces import Space
 
 
@@ -118,6 +118,7 @@ class PathSampler:
         kernels: forward and backward.
         origin: method, system and commit; the generator's seed is filled in.
         on_batch: called with (steps done, steps) times the number of samples.
+        note: on how the kernels were chosen, for the proposal.
 
     Example:
         >>> from bgwork.fields.mlp import MLP
@@ -137,6 +138,7 @@ class PathSampler:
     kernels: Kernels
     origin: Origin
     on_batch: Progress | None = None
+    note: str = ""
 
     @property
     def space(self) -> Space:
@@ -166,8 +168,9 @@ class PathSampler:
             if self.on_batch is not None:
                 self.on_batch(n * (k + 1), n * kernels.steps)
         cost = Cost(network=n * kernels.evaluations, seconds=time.perf_counter() - started)
+        note = ", ".join([f"path weights over {kernels.steps} random steps", *filter(None, [self.note])])
         return Proposal(
-            x=x, log_q=log_q, space=self.space, density=Density.PATH, cost=cost, note=f"path weights over {kernels.steps} random steps",
+            x=x, log_q=log_q, space=self.space, density=Density.PATH, cost=cost, note=note,
             origin=self.origin if self.origin.seed is not None else replace(self.origin, seed=generator.initial_seed()))
 
     @torch.no_grad()
@@ -180,8 +183,11 @@ class PathSampler:
 
         Args:
             x: configurations of the target [B, n, d].
-            generator: of the backward steps.
+            generator: of the backward steps; its seed must not be that of `sample`, whose noise would come again.
+        Raises:
+            ValueError: if x is not of the space, or not finite.
         """
+        check_configurations(x, self.space)
         y, log_q = x.double(), torch.zeros(len(x), dtype=torch.float64)
         for k in reversed(range(self.kernels.steps)):
             backward = self.kernels.backward(k, y)
