@@ -14,16 +14,19 @@ from bgwork import store
 
 README = Path(__file__).parent.parent / "README.md"
 START, END = "<!-- figures -->", "<!-- end of figures -->"
-HEADLINES = {
-    "ess": ("reverse ESS", "forward ESS", "log Z", "largest weight", "<u>", "z of <u>", "negative determinants", "round trips failed",
-            "seconds per 1,000 samples"),
-    "few_step": ("reverse ESS", "forward ESS", "log Z", "negative determinants", "largest abs(z) between values of log Z"),
-    "data_free": ("energies and gradients spent", "reverse ESS", "log Z", "energy-W2, raw", "energy-W2, weighted", "energy-W2, floor"),
-    "alanine": ("reverse ESS", "log Z", "negative determinants", "Delta F(phi) from weights",
-                "Delta F(phi), metadynamics", "energy-W2", "torus-W2", "energy-W2, floor: reference against reference, 2000 samples",
-                "torus-W2, floor: reference against reference, 2000 samples"),
-    "field_cost": ("value + divergence / forward", "value + Jacobian / forward"),
+RESULTS_OF = {  # heading -> scripts, and the metrics that stand side by side, by column
+    "Effective samples": (("ess", "few_step", "alanine"), {"ESS": "reverse ESS", "forward ESS": "forward ESS", "log Z": "log Z"}),
+    "From the energy alone": (("data_free",), {
+        "evaluations of the energy": "energies and gradients spent", "ESS": "reverse ESS", "log Z": "log Z",
+        "energy-W2, raw": "energy-W2, raw", "weighted": "energy-W2, weighted", "reference against itself": "energy-W2, floor"}),
+    "Alanine dipeptide": (("alanine",), {
+        "Delta F(phi)": "Delta F(phi) from weights", "by metadynamics": "Delta F(phi), metadynamics", "torus-W2": "torus-W2",
+        "its floor": "torus-W2, floor: reference against reference, 2000 samples", "energy-W2": "energy-W2",
+        "and its floor": "energy-W2, floor: reference against reference, 2000 samples"}),
+    "Cost, in forward passes": (("field_cost",), {
+        "value + divergence": "value + divergence / forward", "value + Jacobian": "value + Jacobian / forward"}),
 }
+SHARED = ("system", "method", "evaluations", "n", "seed", "commit")  # by the figures of one line
 COLUMNS = ("metric", "system", "method", "evaluations", "published", "goal", "ours", "n", "seed", "commit")
 
 
@@ -31,7 +34,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     """One row's cells, in the order of COLUMNS."""
     stderr = "" if row["stderr"] is None else f" +- {row['stderr']:.2g}"
     ours = "" if row["value"] is None else f"{row['value']:.5g}{stderr}"
-    shown = {**row, "ours": ours, "commit": row["commit"][:7] + ("+" if row["commit"].endswith("+changes") else "")}
+    evaluations = None if row["evaluations"] is None else f"{row['evaluations']:g}"
+    shown = {**row, "ours": ours, "evaluations": evaluations, "commit": row["commit"][:7] + ("+" if row["commit"].endswith("+changes") else "")}
     return ["" if shown[name] is None else str(shown[name]).replace("|", "\\|").replace("<", "&lt;") for name in COLUMNS]
 
 
@@ -50,15 +54,31 @@ def everything() -> str:
     return "\n".join(sections)
 
 
+def side_by_side(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
+    """One line for all figures of the same samples, with what they are compared with."""
+    lines: dict[tuple, dict[str, str]] = {}
+    for row in sorted(rows, key=lambda row: row["system"]):
+        for column, metric in columns.items():
+            if row["metric"] == metric:
+                shown = dict(zip(COLUMNS, cells(row), strict=True))
+                line = lines.setdefault(tuple(shown[name] for name in SHARED), {})
+                line[column] = shown["ours"] + (f" (goal {shown['goal']})" if shown["goal"] else "")
+    heads = ("system", "method", "evaluations", *columns, "n", "seed", "commit")
+    table = [heads, ("---",) * len(heads)]
+    table += [(*key[:3], *(line.get(column, "") for column in columns), *key[3:]) for key, line in lines.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
+
+
 def headlines() -> str:
-    """The README's figures."""
+    """The README's figures; published values and all the rest are in results/README.md."""
     parts = []
-    for stem, metrics in HEADLINES.items():
-        path = RESULTS / f"{stem}.json"
-        rows = [row for row in store.read_json(path) if row["metric"] in metrics] if path.exists() else []
+    for heading, (stems, columns) in RESULTS_OF.items():
+        paths = [RESULTS / f"{stem}.json" for stem in stems]
+        rows = [row for path in paths if path.exists() for row in store.read_json(path) if row["metric"] in columns.values()]
         if rows:
-            commands = ", ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in rows))
-            parts.append(f"{markdown(rows)}\n\nPrinted by {commands}.")
+            commands = "\n".join(f"    {command}" for command in dict.fromkeys(row["command"] for row in rows))
+            printed = f"<details><summary>printed by</summary>\n\n{commands}\n\n</details>"
+            parts.append(f"### {heading}\n\n{side_by_side(rows, columns)}\n\n{printed}")
     return "\n\n".join(parts)
 
 
