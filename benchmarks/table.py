@@ -35,7 +35,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     stderr = "" if row["stderr"] is None else f" +- {row['stderr']:.2g}"
     ours = "" if row["value"] is None else f"{row['value']:.5g}{stderr}"
     evaluations = None if row["evaluations"] is None else f"{row['evaluations']:g}"
-    shown = {**row, "ours": ours, "evaluations": evaluations, "commit": row["commit"][:7] + ("+" if row["commit"].endswith("+changes") else "")}
+    commit = row["commit"][:7] + ("+" if row["commit"].endswith("+changes") else "")
+    shown = {**row, "ours": ours, "evaluations": evaluations, "commit": commit}
     return ["" if shown[name] is None else str(shown[name]).replace("|", "\\|").replace("<", "&lt;") for name in COLUMNS]
 
 
