@@ -13,6 +13,12 @@ from toy import Toy, make_toy
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """Networks that a test makes begin alike, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> Toy:
     """The toy system in a working directory of its own."""
