@@ -279,9 +279,9 @@ def _squeezed(axes: Axes, low: np.ndarray, middle: np.ndarray, highest: float) -
     """A logarithmic axis beyond the values that the second half of a training settles among, if the first ones are far away."""
     half = slice(len(middle) // 2, None)
     settled = np.nanmax(middle[half]) - np.nanmin(low[half])
-    if highest - np.nanmin(low) > 20 * settled:
-        linear = np.nanmax(np.abs(middle[half])) + settled
-        axes.set_yscale("symlog", linthresh=10.0 ** max(0, math.ceil(math.log10(linear))), linscale=2)
+    linear = 10.0 ** max(0, math.ceil(math.log10(np.nanmax(np.abs(middle[half])) + settled)))
+    if highest - np.nanmin(low) > 20 * settled and highest > linear:
+        axes.set_yscale("symlog", linthresh=linear, linscale=2)
 
 
 def _evaluations_axis(axes: Axes, asked: np.ndarray) -> None:
