@@ -28,8 +28,9 @@ from bgwork.baselines import Chains, ladder, run_chains
 from bgwork.generators import generator_path, load_trained
 from bgwork.metrics import energy_w2, geometric_w2, noise_floor, total_variation
 from bgwork.observables import pair_distances
+from bgwork.pareto import tail_shape
 from bgwork.records import Density, Estimate, WeightedSamples
-from bgwork.reweighting import ess, expectation, log_z, normalised_weights, weigh
+from bgwork.reweighting import ess, expectation, log_z, max_weight, normalised_weights, weigh
 from bgwork.system import System, load_system, reference_samples
 from bgwork.targets.gaussian_mixture import GaussianMixture
 
@@ -145,6 +146,9 @@ def of_weights(system: System, pool: Pool, common: dict) -> Iterator[Row]:
         yield estimate_row("reverse ESS", ess(pool.weighted), published=PUBLISHED.get((system.name, "reverse ESS")),
                            goal=GOALS.get((system.name, "reverse ESS", "")), **common)
         yield estimate_row("log Z", log_z(pool.weighted), **common)
+        yield Row(metric="Pareto k", value=tail_shape(pool.weighted), **common)
+        yield Row(metric="largest weight", value=max_weight(pool.weighted), **common)
+        yield Row(metric="n_failed", value=pool.weighted.n_failed, **common)
         if hasattr(system.target, "log_z"):
             exact = Estimate(value=system.target.log_z, stderr=0.0)
             yield Row(metric="z of log Z", value=log_z(pool.weighted).z(exact), goal="|z| < 4", **common)

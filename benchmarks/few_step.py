@@ -4,9 +4,9 @@
     python benchmarks/few_step.py lj13 -n 10000 --seed 14 --steps 6 12 --only eqot-fm polish
 
 Each line of `table` is drawn with a seed of its own (--seed plus its place there), weighed with the system's target, raw, and compared:
-reverse ESS (bootstrap s.d.), forward ESS on held-out reference samples (of one path back from each, with path weights), log Z, largest
-weight, the certificate, and seconds per 1,000 effective samples. An untuned flow's share of its converged ESS is against itself with the
-largest number of --steps. Generators that a system does not ship are named and left out.
+reverse ESS (bootstrap s.d.), forward ESS on held-out reference samples (of one path back from each, with path weights, whose widths 24 of
+the 500 rows have helped to fit), log Z, largest weight, the certificate, and seconds per 1,000 effective samples. An untuned flow's share
+of its converged ESS is against itself with the largest number of --steps. Generators that a system does not ship are named and left out.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bgwork.free_energy import forward_ess
 from bgwork.generators import generator_path, load_trained, shipped_generators
 from bgwork.held_out import log_q_at
 from bgwork.records import Density, Estimate, WeightedSamples
+from bgwork.pareto import tail_shape
 from bgwork.reweighting import ess, log_z, max_weight, weigh
 from bgwork.samplers.executed import ExecutedMap
 from bgwork.samplers.sde import PathSampler
@@ -116,7 +117,7 @@ def rows_of(system: System, measured: Measured, options: argparse.Namespace) -> 
     rows = [
         estimate_row("reverse ESS", ess(weighted), goal=GOALS.get((system.name, line.recipe, line.steps)), **common),
         estimate_row("log Z", log_z(weighted), **common), Row(metric="largest weight", value=max_weight(weighted), **common),
-        Row(metric="n_failed", value=weighted.n_failed, **common), *([] if options.busy else timings(measured, **common))]
+        Row(metric="Pareto k", value=tail_shape(weighted), **common), Row(metric="n_failed", value=weighted.n_failed, **common), *([] if options.busy else timings(measured, **common))]
     if measured.forward is not None:
         rows.insert(1, estimate_row("forward ESS", measured.forward, **common))
     if proposal.certificate is not None:

@@ -89,12 +89,17 @@ def round_trip_set(system: System) -> torch.Tensor | None:
     if not (system.path / "reference.npz").exists():
         return None
     x = reference_samples(system).x
-    return x[torch.linspace(0, len(x) - 1, ROUND_TRIP).round().long()]
+    return x[_spread(len(x), ROUND_TRIP)]
 
 
 def held_out_rows(total: int) -> torch.Tensor:
     """Which of that many reference samples forward ESS and BAR are judged by."""
-    return torch.linspace(0, total - 1, min(HELD_OUT, total), dtype=torch.float64).round().long()
+    return _spread(total, min(HELD_OUT, total))
+
+
+def _spread(total: int, n: int) -> torch.Tensor:
+    """n row numbers below `total`, spread evenly."""
+    return torch.linspace(0, total - 1, n, dtype=torch.float64).round().long()
 
 
 def tuning_set(system: System) -> torch.Tensor | None:

@@ -44,7 +44,7 @@ class TrainingRecord:
     @property
     def spent(self) -> int:
         """Energies, and energies with gradient, together."""
-        return sum(int(self.progress[name]) for name in COUNTS)
+        return int(evaluations(self.progress))
 
     @property
     def is_curve(self) -> bool:
