@@ -23,8 +23,8 @@ from rows import Row, estimate_row, publish
 from bgwork.free_energy import forward_ess
 from bgwork.generators import generator_path, load_trained, shipped_generators
 from bgwork.held_out import log_q_at
-from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.pareto import tail_shape
+from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, log_z, max_weight, weigh
 from bgwork.samplers.executed import ExecutedMap
 from bgwork.samplers.sde import PathSampler
@@ -117,7 +117,8 @@ def rows_of(system: System, measured: Measured, options: argparse.Namespace) -> 
     rows = [
         estimate_row("reverse ESS", ess(weighted), goal=GOALS.get((system.name, line.recipe, line.steps)), **common),
         estimate_row("log Z", log_z(weighted), **common), Row(metric="largest weight", value=max_weight(weighted), **common),
-        Row(metric="Pareto k", value=tail_shape(weighted), **common), Row(metric="n_failed", value=weighted.n_failed, **common), *([] if options.busy else timings(measured, **common))]
+        Row(metric="Pareto k", value=tail_shape(weighted), **common),
+        Row(metric="n_failed", value=weighted.n_failed, **common), *([] if options.busy else timings(measured, **common))]
     if measured.forward is not None:
         rows.insert(1, estimate_row("forward ESS", measured.forward, **common))
     if proposal.certificate is not None:

@@ -20,7 +20,8 @@ RESULTS_OF = {  # heading -> scripts, and the metrics that stand side by side, b
         "failed rows": "n_failed", "folds": "negative determinants"}),
     "From the energy alone": (("data_free",), {
         "evaluations of the energy": "energies and gradients spent", "ESS": "reverse ESS", "log Z": "log Z", "Pareto k": "Pareto k",
-        "largest weight": "largest weight", "failed rows": "n_failed", "energy-W2, raw": "energy-W2, raw", "weighted": "energy-W2, weighted", "reference against itself": "energy-W2, floor"}),
+        "largest weight": "largest weight", "failed rows": "n_failed", "energy-W2, raw": "energy-W2, raw",
+        "weighted": "energy-W2, weighted", "reference against itself": "energy-W2, floor"}),
     "Alanine dipeptide": (("alanine",), {
         "Delta F(phi)": "Delta F(phi) from weights", "by metadynamics": "Delta F(phi), metadynamics", "torus-W2": "torus-W2",
         "its floor": "torus-W2, floor: reference against reference, 2000 samples", "energy-W2": "energy-W2",
