@@ -96,7 +96,11 @@ def test_the_report_shows_them(tmp_path, monkeypatch):
     forward = store.read_json(tmp_path / "run" / "report.json")["forward_ess"]
     assert 0.1 < forward["value"] < 1 and forward["stderr"] > 0
     assert "hmc, " in (tmp_path / "run" / "report.html").read_text()
+    other = store.read_json(tmp_path / "run" / "baselines.json") | {"made_for": "other samples"}
     assert "report exists and is kept" in call("run", "dw4", "--recipe", "weighted-adjoint", "-n", "40", "--out", "run").stderr
+    store.write_json(tmp_path / "run" / "baselines.json", other)
+    assert call("report", "run").exit_code == 0
+    assert store.read_json(tmp_path / "run" / "report.json")["cost"]["training"]["baselines"] == []
 
 
 def test_runs_without_a_budget_are_refused(run):

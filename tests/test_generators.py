@@ -1,6 +1,7 @@
 """Generators: the shipped ones load, sample and certify; damaged or foreign ones are refused."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from bgwork.generators import GeneratorError, generator_path, held_out_rows, loa
 from bgwork.recipes import parse_recipe
 from bgwork.records import Density
 from bgwork.reweighting import ess, weigh
+from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system, reference_samples
 
 SHIPPED = [(name, recipe) for name in list_systems() for recipe in shipped_generators(load_system(name))]
@@ -37,6 +39,13 @@ def test_kernels_are_not_fitted_to_what_they_are_judged_by(name):
     fitted_rows, judged_rows, rows = ({tuple(row) for row in of.flatten(1).tolist()} for of in (fitted, judged, x))
     assert len(fitted_rows) == 512 and len(judged_rows) == 400
     assert fitted_rows < rows and not fitted_rows & judged_rows
+
+
+@pytest.mark.parametrize("weights", ["path", "density"])
+def test_stored_path_samples_belong_to_what_their_kernels_were_fitted_to(weights, tmp_path):
+    run = find_run("dw4", SampleSettings(n=4, weights=weights), recipe="distill", folder=tmp_path)
+    other, none = (replace(run, trained=replace(run.trained, tuning=tuning)) for tuning in (run.trained.tuning[1:], None))
+    assert len({each.fingerprint for each in (run, other, none)}) == {"path": 3, "density": 1}[weights]
 
 
 @pytest.mark.parametrize(("name", "recipe"), SHIPPED)
