@@ -13,7 +13,7 @@ from bgwork.generators import load_trained
 from bgwork.objectives.bootstrap import data_from, resampled
 from bgwork.objectives.diffusion import SCHEDULES, score_of_velocity
 from bgwork.recipes import RecipeError, Request, load_recipe, parse_recipe
-from bgwork.recipes.adjoint import WeightedAdjointRecipe
+from bgwork.recipes.adjoint import AdjointRecipe, WeightedAdjointRecipe
 from bgwork.records import Density, Origin, Proposal
 from bgwork.reweighting import log_z, weigh
 from bgwork.spaces import Euclidean
@@ -58,6 +58,16 @@ def test_trained_generators_hand_over_both_kinds_of_weights(toy, objective):
         assert abs(found.value) < 4 * found.stderr and found.stderr < 0.3
 
 
+def test_a_diffusion_takes_its_widths_from_held_out_configurations_and_says_so(toy):
+    recipe, made = load_trained(trained(toy, "diffusion").generator)
+    x1 = made.system.target.sample(300, generator=torch.Generator().manual_seed(3))
+    by_data, wider, by_prior = (recipe.sampler_of(replace(made, tuning=held), recipe.default_choice()) for held in (x1, 3 * x1, None))
+    assert (wider.kernels.table.std > by_data.kernels.table.std).all()
+    assert not torch.equal(by_prior.kernels.table.std, by_data.kernels.table.std)
+    for sampler, words in ((by_data, "fitted to 300 configurations"), (by_prior, "of a Gaussian with the prior's spread")):
+        assert words in sampler.sample(2, generator=torch.Generator().manual_seed(1)).note
+
+
 @pytest.mark.parametrize("objective", ["adjoint", "weighted-adjoint", "idem"])
 def test_headers_tell_what_the_energy_was_asked(toy, objective):
     progress = store.load_checkpoint(trained(toy, objective).generator)[1]["progress"]
@@ -91,6 +101,15 @@ def test_a_bootstrap_learns_from_the_weighted_samples_of_its_teacher(toy):
         assert len(job.data.x1) == 500 and header["teacher"]["distinct"] == len(job.data.x1.unique(dim=0))
     with pytest.raises(RecipeError, match="train it first"):
         trained(toy, "bootstrap", folder="none", **settings, teacher={"generator": "nobody"})
+
+
+def test_a_bootstrap_shows_its_teacher_no_reference_samples(toy, monkeypatch):
+    teacher, seen, own = trained(toy, "adjoint"), [], AdjointRecipe.sampler_of
+    monkeypatch.setattr(AdjointRecipe, "sampler_of", lambda recipe, made, choice: seen.append(made) or own(recipe, made, choice))
+    trained(toy, "bootstrap", folder="next", coupling={"kind": "independent"}, sampler={"integrator": "midpoint", "steps": 4},
+            teacher={"generator": str(teacher.folder), "samples": 100, "weights": "path"})
+    assert load_trained(teacher.generator)[1].tuning is not None
+    assert seen and all(made.round_trip is None and made.tuning is None for made in seen)
 
 
 def test_a_bootstrap_from_a_teacher_of_data_does_not_pretend_to_know_what_the_data_cost(toy):
