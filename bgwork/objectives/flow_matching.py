@@ -44,6 +44,7 @@ class FlowMatchingData:
         path: interpolant.
         turns: how data on mean-free spaces are turned at random: `random_rotations` (of O(d)), or `random_turns` (of SO(d)) for
             molecules, whose mirror images are others.
+        chances: [N] how often each row of x1 is drawn, up to a factor; all alike if None.
     """
 
     x1: Tensor
@@ -54,11 +55,12 @@ class FlowMatchingData:
     times: Times = field(default_factory=Times)
     path: LinearInterpolant = field(default_factory=LinearInterpolant)
     turns: Callable[..., Tensor] = random_rotations
+    chances: Tensor | None = None
 
     def __call__(self, step: int) -> FlowMatchingBatch:
         started = time.process_time()
         generator = torch.Generator().manual_seed(self.seed * 1_000_000_007 + step)
-        rows = torch.randint(len(self.x1), (self.batch,), generator=generator)
+        rows = self._rows(generator)
         x0, x1 = self.prior.sample(self.batch, generator=generator), self.x1[rows].double()
         if isinstance(self.prior.space, MeanFree):
             x1 = x1 @ self.turns(self.batch, self.prior.space.d, generator=generator)
@@ -66,6 +68,11 @@ class FlowMatchingData:
         t = self.times.sample(self.batch, generator=generator)
         x, velocity = self.path.point_and_velocity(t, x0, x1)
         return FlowMatchingBatch(t=t.float(), x=x.float(), velocity=velocity.float(), seconds=time.process_time() - started)
+
+    def _rows(self, generator: torch.Generator) -> Tensor:
+        if self.chances is None:
+            return torch.randint(len(self.x1), (self.batch,), generator=generator)
+        return torch.multinomial(self.chances, self.batch, replacement=True, generator=generator)
 
 
 def flow_matching_loss(model: Field, batch: FlowMatchingBatch) -> Tensor:

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
 
 from bgwork.couplings import random_rotations, random_turns
 from bgwork.objectives.flow_matching import FlowMatchingData, flow_matching_loss
 from bgwork.protocols import Sampler
-from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection, GridSection
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import TABLEAUS
 from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
+from bgwork.system import System
 from bgwork.training import TrainingJob
+
+
+class DataTrainingSection(FlowMatchingTrainingSection):
+    """[training] of flow matching from data.
+
+    `oversample` = { observable = share } draws the rows at which one observable (1 or 0: "phi_positive", say) is 1 as often as that,
+    however rare they are in the data. The flow then holds more of them than the target does, which weights undo: a few effective
+    samples overall for many more in a rare basin, whose population and free energy become that much sharper.
+    """
+
+    oversample: Annotated[dict[str, Annotated[float, Field(gt=0, lt=1, strict=False)]], Field(max_length=1)] = {}
+
+    def chances(self, system: System, x: Tensor) -> Tensor | None:
+        """How often each row of x [N, n, d] is drawn, [N] float64; None for equally often.
+
+        Raises:
+            RecipeError: if the observable is unknown, is not an indicator, or is 1 at all rows or none.
+        """
+        for name, share in self.oversample.items():
+            if name not in system.functions:
+                raise RecipeError(f"unknown observable {name!r} in training.oversample; known are {', '.join(system.functions)}")
+            inside = system.functions[name](x.double())
+            count = int(inside.sum())
+            if not bool(((inside == 0) | (inside == 1)).all()) or not 0 < count < len(x):
+                found = f"{name} is from {float(inside.min()):g} to {float(inside.max()):g}"
+                raise RecipeError(f"training.oversample wants an observable that is 1 at some of the {len(x)} configurations and 0 at the "
+                                  f"others, but {found}; leave it out, or take another")
+            return inside * (share / count) + (1 - inside) * ((1 - share) / (len(x) - count))
+        return None
 
 
 class FlowMatchingRecipe(Recipe):
@@ -23,7 +57,7 @@ class FlowMatchingRecipe(Recipe):
 
     objective: Literal["flow-matching"]
     coupling: CouplingSection
-    training: FlowMatchingTrainingSection
+    training: DataTrainingSection
     sampler: GridSection = GridSection()
 
     def job(self, request: Request) -> TrainingJob:
@@ -33,7 +67,8 @@ class FlowMatchingRecipe(Recipe):
             load_initial(network, system, training.initial)
         batches = FlowMatchingData(
             x1=request.data.float(), prior=system.prior, coupling=self.coupling.build(system), batch=training.batch, seed=request.seed,
-            times=training.times(), turns=random_rotations if system.topology is None else random_turns)
+            times=training.times(), turns=random_rotations if system.topology is None else random_turns,
+            chances=training.chances(system, request.data))
         return TrainingJob(
             model=network, loss=flow_matching_loss, data=batches, config=training.config(), folder=request.folder,
             meta=job_meta(self, request), evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
