@@ -22,7 +22,7 @@ from bgwork.system import list_systems, load_system
 def recipe(**tables):
     values = tomllib.loads(RECIPE)
     for table, changes in tables.items():
-        values[table] = {**values[table], **changes}
+        values[table] = {key: value for key, value in {**values[table], **changes}.items() if value is not None}
     return parse_recipe(values, source="test")
 
 
@@ -129,6 +129,46 @@ def distilled(toy, field):
     values = {"objective": "distill", "field": field, "training": {"steps": 1, "loss": "consistency"}}
     network = initial_network(parse_recipe(values, source="test"), load_system(toy.system), seed=0)
     store.save_checkpoint(toy.generator, dict(network.named_parameters()), {"kind": "generator"})
+
+
+def test_a_rare_basin_can_be_drawn_more_often(toy):
+    system = load_system("dw4")
+    x = torch.cat([line_of_four(spacing=1.9, rows=950), line_of_four(spacing=3.0, rows=50)])  # 1 and 3 of 6 distances above 4
+    oversampling = recipe(training={"oversample": {"n_long_4_is_3": 0.4}, "batch": 500}, field={"kind": "egnn", "hidden": 8, "depth": None})
+    save_recipe(oversampling, toy.root / "resolved.toml")
+    assert load_recipe(system, str(toy.root / "resolved.toml")) == oversampling
+    batches = oversampling.job(Request(system=system, name="more", folder=toy.root / "run", data=x, seed=5)).data
+    n, rare = 20 * 500, 0
+    for step in range(20):
+        batch = batches(step)
+        x1 = batch.x + (1 - batch.t)[:, None, None] * batch.velocity
+        rare += int((x1[:, 0] - x1[:, 3]).norm(dim=-1).gt(7).sum())
+    assert abs(rare / n - 0.4) < 4 * (0.4 * 0.6 / n) ** 0.5
+    chances = oversampling.training.chances(system, x)
+    assert chances[:950].unique().numel() == chances[950:].unique().numel() == 1
+    assert recipe().training.chances(system, x) is None
+
+
+def line_of_four(*, spacing, rows):
+    """Four particles in a row in the plane."""
+    x = torch.zeros(rows, 4, 2)
+    x[:, :, 0] = spacing * torch.tensor([-1.5, -0.5, 0.5, 1.5])
+    return x
+
+
+@pytest.mark.parametrize(("asked", "names"), [
+    ({"n_long_5": 0.1}, "unknown observable 'n_long_5'.*known are pair_distance_mean"),
+    ({"pair_distance_max": 0.1}, "1 at some of the 10 configurations and 0 at the others, but pair_distance_max is from 9 to 9"),
+    ({"n_long_4_is_2": 0.1}, "n_long_4_is_2 is from 0 to 0")])
+def test_only_an_indicator_that_varies_can_be_drawn_more_often(asked, names):
+    with pytest.raises(RecipeError, match=names):
+        recipe(training={"oversample": asked}).training.chances(load_system("dw4"), line_of_four(spacing=3.0, rows=10))
+
+
+@pytest.mark.parametrize("asked", [{"phi_positive": 1.0}, {"phi_positive": 0.0}, {"phi_positive": 0.2, "phi_basin": 0.1}])
+def test_shares_of_a_basin_lie_between_none_and_all(asked):
+    with pytest.raises(RecipeError, match="training.oversample"):
+        recipe(training={"oversample": asked})
 
 
 def test_initial_weights_depend_on_the_seed_alone():
