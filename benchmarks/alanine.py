@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=1000, help="shipped reference samples for forward ESS, BAR and MBAR")
     parser.add_argument("--distance-n", type=int, default=2000, help="reference samples in distances; torus-W2 takes their cube of time")
     parser.add_argument("--round-trip", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=None, help="configurations in memory at once, by default as many as a cache holds")
     options = parser.parse_args()
     for name in options.systems:
         for steps in options.steps or [None]:

@@ -30,7 +30,7 @@ BASELINE = "egnn-fm"
 def flow(system: System, recipe: str) -> Sampler:
     """A shipped flow with its own grid and exact weights; no round trip, which is timed elsewhere."""
     made_by, trained = load_trained(generator_path(system.name, recipe=recipe), system=system)
-    return replace(made_by.sampler_of(trained, made_by.default_choice()), batch=32, round_trip=None, n_round_trip=0)
+    return replace(made_by.sampler_of(trained, made_by.default_choice()), round_trip=None, n_round_trip=0)
 
 
 def baseline(system: System, tolerance: float) -> Sampler:

@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=500, help="reference samples for forward ESS")
     parser.add_argument("--round-trip", type=int, default=100, help="of them, for the certificate")
     parser.add_argument("--busy", action="store_true", help="the machine is not idle: leave the timings out")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=None, help="configurations in memory at once, by default as many as a cache holds")
     options = parser.parse_args()
     for name in options.systems:
         measure(name, options)

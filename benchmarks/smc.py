@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
     parser.add_argument("--generator", default=None, help="a generator file instead of the shipped one")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=None, help="configurations in memory at once, by default as many as a cache holds")
     parser.add_argument("--islands", type=int, default=100)
     parser.add_argument("--leapfrog", type=int, default=5)
     parser.add_argument("--transitions", type=int, nargs="+", default=[1, 10, 100])

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from bgwork import terminal, workflow
 from bgwork.annealing import AnnealSettings, find_annealing
 from bgwork.export import FORMATS
+from bgwork.memory import keep_freed_memory
 from bgwork.new_system import NewSystem, new_system
 from bgwork.recipes import default_recipe
 from bgwork.records import Density
@@ -65,6 +66,7 @@ def about() -> None:
 
     `bgwork run lj13` does all of it with a shipped generator. Results live in runs/SYSTEM/NAME/: samples.npz, report.html, report.json.
     """
+    keep_freed_memory()
 
 
 @app.command()

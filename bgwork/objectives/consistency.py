@@ -23,6 +23,8 @@ from bgwork.protocols import Field
 from bgwork.samplers.batches import Progress, check_count, map_batches
 from bgwork.samplers.flow import Flow
 
+PATHS_AT_ONCE = 64
+
 Loss = Callable[[AverageVelocity, "PairBatch"], Tensor]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
@@ -109,7 +111,7 @@ def teacher_paths(teacher: Flow, n: int, *, generator: torch.Generator, progress
             points.append(step(points[-1]))
         return torch.stack(points, 1).float()
 
-    x = torch.cat(map_batches(walk, n, teacher.batch, progress))
+    x = torch.cat(map_batches(walk, n, PATHS_AT_ONCE, progress))
     lost = int((~torch.isfinite(x).flatten(1).all(1)).sum())
     if lost:
         raise ValueError(f"{lost} of {n} paths of the teacher diverged; give it more steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,6 +15,19 @@ from bgwork.spaces import Space
 
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
+
+
+CACHED = 40_000  # entries of Jacobians whose intermediate results fit a core's cache
+MOST_CACHED = 64
+
+
+def rows_in_cache(space: Space) -> int:
+    """Configurations whose Jacobians are best taken at once: 40,000 / (n d)^2 as a power of two, between 2 and 64.
+
+    What closed-form Jacobians make on their way is many times their size, and costs more to fetch than to compute.
+    """
+    fitting = CACHED / (space.n * space.d) ** 2
+    return min(max(2 ** math.floor(math.log2(fitting)), 2), MOST_CACHED)
 
 
 def check_count(n: int) -> None:

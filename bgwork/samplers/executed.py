@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bgwork.protocols import Field, Prior
 from bgwork.records import Certificate, Cost, Density, Origin, Proposal
-from bgwork.samplers.batches import Progress, check_configurations, check_count, check_field, map_batches
+from bgwork.samplers.batches import Progress, check_configurations, check_count, check_field, map_batches, rows_in_cache
 from bgwork.samplers.inverse import Inversion, invert_step
 from bgwork.spaces import Space
 
@@ -69,7 +69,8 @@ class ExecutedMap(ABC):
     Args:
         prior: p0, which also names the space.
         origin: method, system and commit; the generator's seed is filled in.
-        batch: configurations in memory at once; results do not depend on it beyond the field's round-off.
+        batch: configurations in memory at once, by default as many as `rows_in_cache`; results do not depend on it beyond the field's
+            round-off.
         round_trip: held-out target configurations [M, n, d] for the certificate; without it, own samples make the trip.
         n_round_trip: own samples sent on it; 0 saves their cost, and leaves the density UNCERTIFIED.
         tolerance: distance, in the system's length unit, within which a round trip must return.
@@ -78,14 +79,14 @@ class ExecutedMap(ABC):
 
     prior: Prior
     origin: Origin
-    batch: int = 64
+    batch: int | None = None
     round_trip: Tensor | None = None
     n_round_trip: int = 64
     tolerance: float = 1e-3
     on_batch: Progress | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.batch)
+        check_count(self.rows)
         if self.round_trip is not None:
             check_configurations(self.round_trip, self.space)
 
@@ -107,6 +108,11 @@ class ExecutedMap(ABC):
     @property
     def space(self) -> Space:
         return self.prior.space
+
+    @property
+    def rows(self) -> int:
+        """Configurations in memory at once."""
+        return rows_in_cache(self.space) if self.batch is None else self.batch
 
     @property
     def evaluations(self) -> int:
@@ -195,7 +201,7 @@ class ExecutedMap(ABC):
 
     def _invert(self, x: Tensor, progress: Progress | None = None) -> Inversion:
         started = time.perf_counter()
-        parts = map_batches(lambda rows: self._invert_batch(x[rows]), len(x), self.batch, progress)
+        parts = map_batches(lambda rows: self._invert_batch(x[rows]), len(x), self.rows, progress)
         z, log_prob, iterations, error = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else empty_inversion(x)
         forward, newton = 2 * len(x) * self.evaluations, int(iterations.sum()) * self.steps[0].evaluations
         cost = Cost(network=forward + newton, jacobian=newton, seconds=time.perf_counter() - started)
@@ -224,7 +230,7 @@ class ExecutedMap(ABC):
         return preimage, log_prob, iterations, error
 
     def _push_all(self, z: Tensor) -> Pushed:
-        parts = map_batches(lambda rows: self.push(z[rows]), len(z), self.batch, self.on_batch)
+        parts = map_batches(lambda rows: self.push(z[rows]), len(z), self.rows, self.on_batch)
         return Pushed(**{name: torch.cat([getattr(part, name) for part in parts]) for name in Pushed.__dataclass_fields__})
 
     def _certify(self, z: Tensor, pushed: Pushed) -> tuple[Certificate, Cost]:

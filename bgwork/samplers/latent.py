@@ -58,14 +58,14 @@ class PulledBack:
 
     def u_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """u [B] and its gradient [B, n, d], through the map and its determinants by reverse mode: several times the cost of u."""
-        parts = [self._u_and_grad(z[rows]) for rows in in_batches(len(z), self.flow.batch, None)]
+        parts = [self._u_and_grad(z[rows]) for rows in in_batches(len(z), self.flow.rows, None)]
         u, grad = (torch.cat(column) for column in zip(*parts, strict=True))
         return u, grad
 
     def push(self, z: Tensor) -> Pushed:
         """T(z) with its determinants, batch by batch."""
         self.n_pushed += len(z)
-        parts = [self.flow.push(z[rows]) for rows in in_batches(len(z), self.flow.batch, None)]
+        parts = [self.flow.push(z[rows]) for rows in in_batches(len(z), self.flow.rows, None)]
         return Pushed(**{name: torch.cat([getattr(part, name) for part in parts]) for name in Pushed.__dataclass_fields__})
 
     def _u_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
