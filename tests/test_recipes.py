@@ -96,6 +96,15 @@ def test_sections_build_what_they_name():
         assert isinstance(recipe(coupling={"kind": kind}).coupling.build(system), coupling)
 
 
+def test_power_shortens_the_last_steps_and_ease_the_first():
+    even, late, both = (recipe(sampler={"steps": 8, **kind}).sampler.build() for kind in ({}, {"power": 2.0}, {"power": 2.0, "ease": 1.3}))
+    assert late.times == tuple(1 - (1 - k / 8) ** 2 for k in range(9))
+    first, last = ([grid.intervals[place][1] for grid in (even, late, both)] for place in (0, -1))
+    assert first[0] == pytest.approx(1 / 8) and first[2] < 0.6 * first[1]
+    assert last[1] < last[2] < last[0]
+    assert both.times[0] == 0 and both.times[-1] == 1 and all(h > 0 for _, h in both.intervals)
+
+
 def test_training_can_start_from_a_generator_of_the_system(toy):
     system = load_system(toy.system)
     started = load_recipe(system, overrides=["training.initial=eqot-fm"])

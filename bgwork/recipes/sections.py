@@ -157,22 +157,24 @@ class FlowMatchingTrainingSection(LoopSection):
 
 
 class GridSection(Section):
-    """[sampler]: the grid that the generator is used with unless told otherwise, t_k = 1 - (1 - k / steps)^power.
+    """[sampler]: the grid that the generator is used with unless told otherwise, t_k = 1 - (1 - (k / steps)^ease)^power.
 
     A power above 1 makes steps shorter towards the data. Stiff targets need that: along the linear interpolant a direction much narrower
-    than the last step is contracted by a factor that is nearly zero, so that the map nearly folds.
+    than the last step is contracted by a factor that is nearly zero, so that the map nearly folds. An ease above 1 makes the first
+    ones shorter: where a prior draw has particles on top of each other, the field turns sharply, and a long first step folds too.
     """
 
     integrator: Literal["euler", "midpoint", "heun", "rk4"] = "midpoint"
     steps: Count = 16
     power: Positive = 1.0
+    ease: Positive = 1.0
 
     def build(self, *, integrator: str | None = None, steps: int | None = None) -> Grid:
         """The grid, with another integrator or number of steps if they are given."""
         integrator, steps = integrator or self.integrator, steps or self.steps
-        if self.power == 1:
+        if self.power == self.ease == 1:
             return Grid(integrator=integrator, steps=steps)
-        times = tuple(1 - (1 - k / steps) ** self.power for k in range(steps + 1))
+        times = tuple(1 - (1 - (k / steps) ** self.ease) ** self.power for k in range(steps + 1))
         return Grid(integrator=integrator, steps=steps, times=times)
 
 
