@@ -17,6 +17,7 @@ from bgwork.fields.egnn import EGNN
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 
 BATCHES = {13: (4, 8, 16, 32, 64), 22: (2, 4, 8, 16), 55: (1, 2, 4)}
+ALL_BATCHES = (2, 4, 8, 16, 32, 64)
 SEED = 0
 
 
@@ -52,6 +53,15 @@ def measure(n: int, hops: int, repeats: int = 15) -> list[Row]:
         Row(metric="value + Jacobian / forward", value=jacobian / forward, goal=goals[1], **common)]
 
 
+@torch.no_grad()
+def measure_batches(n: int, repeats: int = 9) -> list[Row]:
+    """Value + Jacobian at each batch size: what does not fit a cache costs more."""
+    torch.manual_seed(SEED)
+    field, t = MultiHop(n, 3, MultiHopConfig()), torch.tensor(0.3)
+    return [Row(metric="value + Jacobian, ms a sample", system=f"n={n}", method=f"multi-hop, 2 hops, {batch} at once", n=repeats, seed=SEED,
+                value=_per_sample(lambda x: field.value_and_jacobian(t, x), n, batch, repeats)) for batch in ALL_BATCHES]
+
+
 def measure_brute_force(n: int, batch: int = 4) -> list[Row]:
     torch.manual_seed(SEED)
     field, t = EGNN(n, 3), torch.tensor(0.3)
@@ -65,7 +75,7 @@ def measure_brute_force(n: int, batch: int = 4) -> list[Row]:
 def main() -> None:
     torch.set_num_threads(1)
     rows = [row for n in BATCHES for hops in (1, 2, 3) if hops == 2 or n == 13 for row in measure(n, hops)]
-    publish(rows + measure_brute_force(13))
+    publish(rows + measure_batches(13) + measure_batches(22) + measure_brute_force(13))
 
 
 if __name__ == "__main__":
