@@ -3,8 +3,8 @@
     python benchmarks/polish.py dw4 --steps 4 --minutes 0 1 2 --data runs/dw4/reference/samples.npz
     python benchmarks/polish.py lj13 --steps 4 --minutes 0 4 8 16 --objectives path likelihood mixed --data runs/lj13/reference/samples.npz
 
-Every curve starts from the shipped generator, at one constant learning rate, and is read off the averaged weights. Core-minutes are CPU
-time of the polish alone, uncompiled.
+Every curve starts from the shipped generator, whose own point (0 minutes) is measured once, goes on at one constant learning rate, and is
+read off the averaged weights. Core-minutes are CPU time of the polish alone, uncompiled.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def curve(job: TrainingJob, minutes: list[float]) -> Iterator[tuple[float, nn.Mo
 def measure(model: CoarseFlow, flow: Flow, reference: WeightedSamples, options: argparse.Namespace, **common: object) -> list[Row]:
     """ESS, forward ESS, log Z and folds on a seed that the polish has not seen."""
     field, grid = model.executed()
-    sampler = replace(flow, field=field, grid=grid, batch=32, round_trip=reference.x[: options.round_trip])
+    sampler = replace(flow, field=field, grid=grid, round_trip=reference.x[: options.round_trip])
     proposal = sampler.sample(options.n, generator=torch.Generator().manual_seed(options.test_seed))
     weighted = weigh(proposal, load_system(options.system).target, accept=(proposal.density,))
     common |= {"evaluations": grid.evaluations, "n": options.n, "seed": options.test_seed}
@@ -102,9 +102,12 @@ def main() -> None:
     options = parser.parse_args()
     flow = load_generator(options.system, recipe=options.generator)
     reference = held_out(load_system(options.system), options.held_out)
+    if 0 in options.minutes:
+        untouched = CoarseFlow(flow.field, GRIDS[options.grid](options.steps))
+        publish(measure(untouched, flow, reference, options, system=options.system, method=f"not polished, {options.grid} steps"))
     for objective in options.objectives:
         job = job_of(flow, objective, options)
-        for minutes, model in curve(job, options.minutes):
+        for minutes, model in curve(job, [stop for stop in options.minutes if stop > 0]):
             method = f"polish {objective}, {options.grid} steps, {minutes:g} core-minutes"
             rows = measure(model, flow, reference, options, system=options.system, method=method)
             gradients = job.source.figures()["gradients"]
