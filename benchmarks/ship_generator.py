@@ -3,8 +3,8 @@
     python benchmarks/ship_generator.py runs/lj13/eqot-fm-0 --command "bgwork train lj13" --data "bgwork reference lj13 -n 100000"
 
 Weights and header are those that training wrote, except that the header's [sampler] table is the recipe's present one (it is no part of the
-training). Figures are the rows of results/{ess,few_step,data_free,alanine}.json that name it: run benchmarks/ess.py on the file first, or
-ship again after the others.
+training). Figures are the rows of results/{ess,few_step,data_free,alanine,egnn}.json that name it: run benchmarks/ess.py on the file first,
+or ship again after the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bgwork.learning import METRICS_FILE, METRICS_SUFFIX
 from bgwork.recipes import load_recipe
 from bgwork.system import load_system
 
-FIGURES = ("ess", "few_step", "data_free", "alanine")
+FIGURES = ("ess", "few_step", "data_free", "alanine", "egnn")
 
 
 def figures_of(stem: str) -> list[dict]:

@@ -26,6 +26,9 @@ RESULTS_OF = {  # heading -> scripts, and the metrics that stand side by side, b
         "Delta F(phi)": "Delta F(phi) from weights", "by metadynamics": "Delta F(phi), metadynamics", "torus-W2": "torus-W2",
         "its floor": "torus-W2, floor: reference against reference, 2000 samples", "energy-W2": "energy-W2",
         "and its floor": "energy-W2, floor: reference against reference, 2000 samples"}),
+    "Beside an EGNN with dopri5 and a brute-force divergence": (("egnn",), {
+        "core-minutes of training": "core-minutes of training", "CPU seconds per weighted sample": "CPU seconds per weighted sample",
+        "EGNN's / ours": "CPU seconds, EGNN / ours", "ESS": "reverse ESS", "log Z": "log Z", "largest weight": "largest weight"}),
     "Cost, in forward passes": (("field_cost",), {
         "value + divergence": "value + divergence / forward", "value + Jacobian": "value + Jacobian / forward"}),
 }
