@@ -148,7 +148,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     """All lines that the system has generators for."""
     system, found = load_system(name), []
     shipped = shipped_generators(system)
-    wanted = [line for line in table(options.steps) if not options.only or line.recipe in options.only]
+    wanted = [line for line in table(options.steps) if line.weights in options.weights and line.recipe in (options.only or [line.recipe])]
     missing = sorted({line.recipe for line in wanted} - set(shipped))
     if missing:
         print(f"{name} ships no {', '.join(missing)}")
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=14, help="of the first line; not used in training or tuning")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 6, 8, 32], help="midpoint steps of untuned flows")
     parser.add_argument("--only", nargs="*", default=[], help="these generators")
+    parser.add_argument("--weights", nargs="*", choices=["density", "path"], default=["density", "path"], help="lines with these weights")
     parser.add_argument("--held-out", type=int, default=500, help="reference samples for forward ESS")
     parser.add_argument("--round-trip", type=int, default=100, help="of them, for the certificate")
     parser.add_argument("--busy", action="store_true", help="the machine is not idle: leave the timings out")
