@@ -1,6 +1,7 @@
 """Recipes: what is wrong is named, overrides reach the job, and what is written back is what was meant."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,19 @@ def test_power_shortens_the_last_steps_and_ease_the_first():
     assert first[0] == pytest.approx(1 / 8) and first[2] < 0.6 * first[1]
     assert last[1] < last[2] < last[0]
     assert both.times[0] == 0 and both.times[-1] == 1 and all(h > 0 for _, h in both.intervals)
+
+
+def test_a_stretched_prior_is_in_samples_and_densities(toy):
+    system = load_system(toy.system)
+    trained = Trained(network=load_generator(toy.generator).field, system=system, prior=system.prior,
+                      origin=Origin(method="eqot-fm", system="toy"))
+    plain, wide = (made.sampler_of(trained, made.default_choice()) for made in (recipe(), recipe(sampler={"stretch": 2.0})))
+    assert wide.prior.std == 2 * plain.prior.std == 2 * system.prior.std
+    drawn = wide.sample(500, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(wide.log_prob(drawn.x), drawn.log_q)
+    assert not torch.allclose(plain.log_prob(drawn.x), drawn.log_q, atol=0.1)
+    continuous = recipe(sampler={"stretch": 2.0}).sampler_of(trained, replace(recipe().default_choice(), weights="continuous"))
+    assert continuous.prior.std == wide.prior.std
 
 
 def test_training_can_start_from_a_generator_of_the_system(toy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import TABLEAUS
 from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
-from bgwork.system import System
+from bgwork.system import Positive, System
 from bgwork.training import TrainingJob
 
 
@@ -48,6 +49,16 @@ class DataTrainingSection(FlowMatchingTrainingSection):
         return None
 
 
+class FlowSection(GridSection):
+    """[sampler] of a trained velocity: its grid, and how much wider than in training the prior is.
+
+    A `stretch` above 1 starts from N(0, (stretch * std)^2), with that density: samples spread a little further, which takes weight off the
+    rare ones that a flow draws too seldom. Choose it on samples that are not reported.
+    """
+
+    stretch: Positive = 1.0
+
+
 class FlowMatchingRecipe(Recipe):
     """Flow matching from MD or MCMC data."""
 
@@ -57,7 +68,7 @@ class FlowMatchingRecipe(Recipe):
     objective: Literal["flow-matching"]
     coupling: CouplingSection
     training: DataTrainingSection
-    sampler: GridSection = GridSection()
+    sampler: FlowSection = FlowSection()
 
     def job(self, request: Request) -> TrainingJob:
         system, training = request.system, self.training
@@ -79,9 +90,10 @@ class FlowMatchingRecipe(Recipe):
         return flow_of(trained, choice, self.sampler)
 
 
-def flow_of(trained: Trained, choice: Choice, grids: GridSection) -> Flow | ContinuousFlow | AdaptiveFlow:
+def flow_of(trained: Trained, choice: Choice, grids: FlowSection) -> Flow | ContinuousFlow | AdaptiveFlow:
     """The flow along a trained velocity. Without held-out configurations, own samples make the certificate's round trip."""
-    parts = {"prior": trained.prior, "field": trained.network, "origin": trained.origin, "on_batch": choice.on_batch}
+    prior = trained.prior if grids.stretch == 1 else replace(trained.prior, std=trained.prior.std * grids.stretch)
+    parts = {"prior": prior, "field": trained.network, "origin": trained.origin, "on_batch": choice.on_batch}
     if choice.integrator == "dopri5":
         return AdaptiveFlow(**parts)
     grid = grids.build(integrator=choice.integrator, steps=choice.steps)
