@@ -61,7 +61,7 @@ def table(steps: list[int]) -> tuple[Line, ...]:
 GOALS = {
     ("lj13", "polish", None): ">= .85 at <= 8 evaluations", ("lj13", "polish-long", None): ">= .85 at <= 8 evaluations",
     ("lj13", "distill", 4): ">= .8 of the teacher's", ("lj13", "distill", 2): ">= .5 of the teacher's", ("dw4", "distill", 4): ">= .80",
-    ("dw4", "distill-polish", None): ">= .80"}
+    ("dw4", "distill-polish", None): ">= .80", ("lj13", "distill-polish", None): ">= .8 of the teacher's"}
 
 
 @dataclass(frozen=True, kw_only=True)
