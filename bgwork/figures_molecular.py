@@ -99,9 +99,9 @@ def torsion_profile(curves: Mapping[str, Profile], *, name: str = "") -> Figure:
         above = sum(points_above(profile, HIGHEST) for profile in curves.values())
         axes.set(xlabel=r"$\phi$  [degrees]", ylabel="F / kT", xticks=TICKS, xlim=(-180, 180))
         axes.set_ylim(-0.5, min(1.1 * top, HIGHEST) + 0.5)
-        left_out = f", {above} points above {HIGHEST:g} kT not shown" if above else ""
-        axes.set_title((name or "Free energy along phi") + left_out, fontsize=10)
-        axes.set_title("bands: one and two standard errors", fontsize=8, loc="right", color="#777777")
+        left_out = f"; {above} points above {HIGHEST:g} kT not shown" if above else ""
+        axes.set_title(name or "Free energy along phi", fontsize=10)
+        axes.set_title(f"bands: one and two standard errors{left_out}", fontsize=8, loc="right", color="#777777")
         figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
