@@ -1,6 +1,7 @@
 """Memory that is used again: large tensors come and go at every step, and clearing fresh pages costs more than much of the arithmetic.
 
-By default glibc hands every large block back to the kernel when it is freed, and the kernel clears the pages again the next time.
+By default glibc hands every large block back to the kernel when it is freed, and the kernel clears the pages again the next time. Blocks
+of the main thread are kept whatever their size (up to 32 MiB where glibc is too old for more), those of other threads up to 64 MiB.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import ctypes
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-SETTINGS = {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**28}  # bytes
+SIZES = {M_MMAP_THRESHOLD: (2**30, 2**25), M_TRIM_THRESHOLD: (2**31 - 1,), M_TOP_PAD: (2**28,)}  # bytes; the first that is taken
 
 
 def keep_freed_memory() -> bool:
@@ -19,5 +20,9 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the allocator took the settings.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(name, size) == 1 for name, size in SETTINGS.items()])  # noqa: C419 (every one is to be set)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
+        return False
+    taken = [any(mallopt(name, size) == 1 for size in sizes) for name, sizes in SIZES.items()]
+    return all(taken)

@@ -103,7 +103,18 @@ def test_power_shortens_the_last_steps_and_ease_the_first():
     first, last = ([grid.intervals[place][1] for grid in (even, late, both)] for place in (0, -1))
     assert first[0] == pytest.approx(1 / 8) and first[2] < 0.6 * first[1]
     assert last[1] < last[2] < last[0]
+    assert recipe(sampler={"steps": 4, "ease": 2.0}).sampler.build().times == (0, 0.0625, 0.25, 0.5625, 1)
     assert both.times[0] == 0 and both.times[-1] == 1 and all(h > 0 for _, h in both.intervals)
+
+
+@pytest.mark.parametrize("key", ["power", "ease"])
+def test_symmetric_steps_start_from_a_uniform_grid(toy, key):
+    values = tomllib.loads(RECIPE) | {"objective": "polish", "polish": {"step_sizes": "symmetric"}, "sampler": {"steps": 2, key: 1.5}}
+    values["training"] = {"steps": 1, "initial": "eqot-fm"}
+    del values["coupling"]
+    with pytest.raises(RecipeError, match=rf"set sampler.{key} = 1, not 1.5"):
+        parse_recipe(values, source="test").job(Request(
+            system=load_system(toy.system), name="polish", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5))
 
 
 def test_a_stretched_prior_is_in_samples_and_densities(toy):
@@ -182,7 +193,8 @@ def line_of_four(*, spacing, rows):
 @pytest.mark.parametrize(("asked", "names"), [
     ({"n_long_5": 0.1}, "unknown observable 'n_long_5'.*known are pair_distance_mean"),
     ({"pair_distance_max": 0.1}, "1 at some of the 10 configurations and 0 at the others, but pair_distance_max is from 9 to 9"),
-    ({"n_long_4_is_2": 0.1}, "n_long_4_is_2 is from 0 to 0")])
+    ({"n_long_4_is_2": 0.1}, "n_long_4_is_2 is from 0 to 0"),
+    ({"coordinate_z": 0.1}, "coordinate_z in training.oversample is no observable of dw4")])
 def test_only_an_indicator_that_varies_can_be_drawn_more_often(asked, names):
     with pytest.raises(RecipeError, match=names):
         recipe(training={"oversample": asked}).training.chances(load_system("dw4"), line_of_four(spacing=3.0, rows=10))

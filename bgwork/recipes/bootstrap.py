@@ -43,6 +43,7 @@ class BootstrapRecipe(FlowMatchingRecipe):
 
     def job(self, request: Request) -> TrainingJob:
         self.check_space(request.system)
+        self.training.check_observables(request.system)
         data = self._data(request)
         job = super().job(replace(request, data=data.x))
         told = {"ess": data.ess.value, "distinct": data.distinct, **asdict(data.cost)}

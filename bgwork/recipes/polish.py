@@ -46,8 +46,10 @@ class PolishRecipe(Recipe):
         start, kind = self.sampler.build(), self.polish.step_sizes
         if kind == "fixed":
             return start
-        if kind == "symmetric" and self.sampler.power != 1:
-            raise RecipeError(f"a grid that reads the same in reverse time starts uniform; set sampler.power = 1, not {self.sampler.power}")
+        for key in ("power", "ease"):
+            if kind == "symmetric" and getattr(self.sampler, key) != 1:
+                found = getattr(self.sampler, key)
+                raise RecipeError(f"a grid that reads the same in reverse time starts uniform; set sampler.{key} = 1, not {found}")
         learned = LearnedGrid(integrator=start.integrator, steps=start.steps, symmetric=kind == "symmetric")
         if kind == "learned":
             with torch.no_grad():

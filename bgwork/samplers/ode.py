@@ -50,7 +50,8 @@ class IntegratedFlow(abc.ABC):
     """What the samplers here share.
 
     Args:
-        prior, field, origin, batch, on_batch: as for `Flow`.
+        prior, field, origin, on_batch: as for `Flow`.
+        batch: configurations in memory at once.
     """
 
     density: ClassVar[Density] = Density.CONTINUOUS
@@ -113,7 +114,7 @@ class ContinuousFlow(ReversibleFlow):
     The solver error is measured by doubling the steps for a few samples and printed in the proposal's note.
 
     Args:
-        prior, field, origin, grid, batch, on_batch: as for `Flow`; the field needs a divergence only.
+        prior, field, origin, grid, batch, on_batch: as for `IntegratedFlow` and `Flow`; the field needs a divergence only.
         n_check: samples integrated once more with doubled steps.
     """
 
@@ -140,7 +141,7 @@ class AdaptiveFlow(ReversibleFlow):
     The step size is shared by a batch, so that a sample's numbers depend, at the level of the tolerance, on its batch mates.
 
     Args:
-        prior, field, origin, batch, on_batch: as for `Flow`.
+        prior, field, origin, batch, on_batch: as for `IntegratedFlow`.
         rtol, atol: relative and absolute tolerances of the solver.
     """
 
@@ -192,7 +193,7 @@ class HutchinsonFlow(IntegratedFlow):
     probes and printed with the predicted damage. Density STOCHASTIC: `weigh` refuses it unless asked by name.
 
     Args:
-        prior, origin, grid, batch, on_batch: as for `Flow`.
+        prior, origin, grid, batch, on_batch: as for `IntegratedFlow` and `Flow`.
         field: any velocity v(t, x) with n and d; neither divergence nor Jacobian is used.
         probes: independent Rademacher probes per trajectory, at least 2.
     """
