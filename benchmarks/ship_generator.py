@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--note", default="")
     options = parser.parse_args()
     tensors, meta = store.load_checkpoint(options.run / "generator.safetensors")
+    if meta["seed"] and f"--seed {meta['seed']}" not in options.command:
+        parser.error(f"the run was trained with seed {meta['seed']}, which --command does not say")
     system, name = load_system(meta["system"]), meta["recipe_name"]
     meta["recipe"]["sampler"] = load_recipe(system, name).sampler.model_dump()
     path = system.path / "generators" / f"{name}.safetensors"

@@ -54,6 +54,7 @@ def test_a_shipped_generator_says_how_it_was_made(name, recipe):
     made = store.read_json(system.path / "generators" / f"{recipe}.json")
     meta = store.load_checkpoint(system.path / "generators" / f"{recipe}.safetensors")[1]
     assert {"command", "seed", "commit", "steps", "core_minutes", "figures", "data"} <= made.keys()
+    assert not made["seed"] or f"--seed {made['seed']}" in made["command"], "the command named would train another generator"
     assert (made["seed"], made["commit"], made["steps"]) == (meta["seed"], meta["commit"], meta["progress"]["step"])
     assert parse_recipe(meta["recipe"], source="shipped").training.steps == made["steps"]
 
