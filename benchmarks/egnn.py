@@ -20,6 +20,7 @@ from rows import Row, estimate_row, publish
 from bgwork import store
 from bgwork.generators import generator_path, load_trained
 from bgwork.memory import keep_freed_memory
+from bgwork.pareto import tail_shape
 from bgwork.protocols import Sampler
 from bgwork.records import Density, WeightedSamples
 from bgwork.reweighting import ess, log_z, max_weight, weigh
@@ -69,8 +70,8 @@ def weight_rows(weighted: WeightedSamples, **common: object) -> list[Row]:
     """What the weights say."""
     goal = None if common["method"].startswith(BASELINE) else "above the EGNN's"
     return [estimate_row("reverse ESS", ess(weighted), goal=goal, **common),
-            estimate_row("log Z", log_z(weighted), **common), Row(metric="largest weight", value=max_weight(weighted), **common),
-            Row(metric="n_failed", value=weighted.n_failed, **common)]
+            estimate_row("log Z", log_z(weighted), **common), Row(metric="Pareto k", value=tail_shape(weighted), **common),
+            Row(metric="largest weight", value=max_weight(weighted), **common), Row(metric="n_failed", value=weighted.n_failed, **common)]
 
 
 def theirs(system: System, options: argparse.Namespace) -> tuple[list[Row], float]:

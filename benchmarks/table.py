@@ -28,7 +28,8 @@ RESULTS_OF = {  # heading -> scripts, and the metrics that stand side by side, b
         "and its floor": "energy-W2, floor: reference against reference, 2000 samples"}),
     "Beside an EGNN with dopri5 and a brute-force divergence": (("egnn",), {
         "core-minutes of training": "core-minutes of training", "CPU seconds per weighted sample": "CPU seconds per weighted sample",
-        "EGNN's / ours": "CPU seconds, EGNN / ours", "ESS": "reverse ESS", "log Z": "log Z", "largest weight": "largest weight"}),
+        "EGNN's / ours": "CPU seconds, EGNN / ours", "ESS": "reverse ESS", "log Z": "log Z", "Pareto k": "Pareto k",
+        "largest weight": "largest weight", "failed rows": "n_failed", "folds": "negative determinants"}),
     "Cost, in forward passes": (("field_cost",), {
         "value + divergence": "value + divergence / forward", "value + Jacobian": "value + Jacobian / forward"}),
 }
