@@ -1,7 +1,7 @@
-"""Memory that is used again: large tensors come and go at every step, and clearing fresh pages costs more than much of the arithmetic.
+"""Memory that is used again: large tensors come and go at every step, and fresh pages have to be cleared first.
 
-By default glibc hands every large block back to the kernel when it is freed, and the kernel clears the pages again the next time. Blocks
-of the main thread are kept whatever their size (up to 32 MiB where glibc is too old for more), those of other threads up to 64 MiB.
+By default glibc hands large blocks back to the kernel when they are freed, and the kernel clears their pages the next time. Blocks of the
+main thread are kept below 1 GiB (32 MiB where glibc is too old for more), those of other threads below the 64 MiB of their heaps.
 """
 
 from __future__ import annotations
