@@ -16,13 +16,15 @@ from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system, reference_samples
 
 SHIPPED = [(name, recipe) for name in list_systems() for recipe in shipped_generators(load_system(name))]
+BRUTE_FORCE = {("lj13", "egnn-fm")}  # without a Jacobian in closed form: minutes for 32 samples
+SAMPLED = [pytest.param(*each, marks=pytest.mark.slow) if each in BRUTE_FORCE else each for each in SHIPPED]
 
 
 def test_the_systems_that_must_have_a_generator_have_one():
     assert {("dw4", "eqot-fm"), ("lj13", "eqot-fm")} <= set(SHIPPED)
 
 
-@pytest.mark.parametrize(("name", "recipe"), SHIPPED)
+@pytest.mark.parametrize(("name", "recipe"), SAMPLED)
 def test_a_shipped_generator_is_certified_and_close_to_its_target(name, recipe):
     system, flow = load_system(name), load_generator(name, recipe=recipe)
     proposal = flow.sample(32, generator=torch.Generator().manual_seed(0))
