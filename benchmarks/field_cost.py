@@ -17,6 +17,8 @@ from rows import Row, publish
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.memory import keep_freed_memory
+from bgwork.samplers.batches import MOST_CACHED, rows_in_cache
+from bgwork.spaces import MeanFree
 
 BATCHES = {13: (4, 8, 16, 32, 64), 22: (2, 4, 8, 16), 55: (1, 2, 4)}
 ALL_BATCHES = (2, 4, 8, 16, 32, 64)
@@ -64,6 +66,19 @@ def measure_batches(n: int, repeats: int = 9) -> list[Row]:
                 value=_per_sample(lambda x: field.value_and_jacobian(t, x), n, batch, repeats)) for batch in ALL_BATCHES]
 
 
+@torch.no_grad()
+def measure_compiled(n: int, repeats: int = 15) -> list[Row]:
+    """What `--compiled` gives, at its batch size, and divergence over forward when both are compiled."""
+    torch.manual_seed(SEED)
+    field, t, batch = MultiHop(n, 3, MultiHopConfig()), torch.tensor(0.3), min(2 * rows_in_cache(MeanFree(n=n, d=3)), MOST_CACHED)
+    jacobian, divergence, forward = (
+        _per_sample(torch.compile(f, dynamic=False), n, batch, repeats)
+        for f in (lambda x: field.value_and_jacobian(t, x), lambda x: field.value_and_divergence(t, x), lambda x: field(t, x)))
+    common = {"system": f"n={n}", "method": f"multi-hop, 2 hops, compiled, {batch} at once", "n": repeats, "seed": SEED}
+    return [Row(metric="value + Jacobian, ms a sample", value=jacobian, **common),
+            Row(metric="value + divergence / forward", value=divergence / forward, **common)]
+
+
 def measure_brute_force(n: int, batch: int = 4) -> list[Row]:
     torch.manual_seed(SEED)
     field, t = EGNN(n, 3), torch.tensor(0.3)
@@ -78,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     rows = [row for n in BATCHES for hops in (1, 2, 3) if hops == 2 or n == 13 for row in measure(n, hops)]
-    publish(rows + measure_batches(13) + measure_batches(22) + measure_brute_force(13))
+    publish(rows + measure_batches(13) + measure_batches(22) + measure_compiled(13) + measure_compiled(22) + measure_brute_force(13))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from bgwork.recipes.files import OBJECTIVES
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
+from bgwork.samplers.flow import Flow
 from bgwork.system import System, load_system
 
 RUNS = Path("runs")
@@ -73,6 +74,7 @@ class SampleSettings:
         steps: of the sampler; by default the generator's own.
         weights: "density" (exact, of the map that was run), "continuous" (divergence integral, the only one for dopri5) or "path" (of
             the kernels that were run); by default the generator's own.
+        compiled: whether Jacobians are compiled first, which changes the numbers by round-off.
     """
 
     n: int = 2000
@@ -80,6 +82,7 @@ class SampleSettings:
     integrator: str | None = None
     steps: int | None = None
     weights: str | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -94,6 +97,11 @@ class SampleSettings:
             raise RunError("an adaptive solver has no executed map to take the determinant of; add --weights continuous")
         if self.integrator == "dopri5" and self.steps is not None:
             raise RunError(f"dopri5 chooses its own steps, so {self.steps} of them cannot be asked for; leave out --steps")
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What decides the numbers; an uncompiled run's are those of versions that could not compile."""
+        return {key: value for key, value in asdict(self).items() if key != "compiled" or value}
 
     def on(self, recipe: Recipe) -> SampleSettings:
         """The same with what was left open taken from a generator's recipe.
@@ -139,14 +147,15 @@ class Run:
         known = {"generator": self.trained.origin.config_hash, "system": file_fingerprint(self.system.path / "system.toml")}
         if self.settings.weights == "path" and self.trained.tuning is not None:  # which decides the kernels
             known |= {"tuning": tensor_fingerprint(self.trained.tuning)}
-        return fingerprint(asdict(self.settings) | known)
+        return fingerprint(self.settings.decisive | known)
 
     def sampler(self, on_batch: Progress) -> Sampler:
         """The generator behind the integrator, steps and weights asked for."""
         asked = self.settings
         origin = replace(self.trained.origin, config_hash=self.fingerprint, seed=asked.seed)
         choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights, on_batch=on_batch)
-        return self.recipe.sampler_of(replace(self.trained, origin=origin), choice)
+        sampler = self.recipe.sampler_of(replace(self.trained, origin=origin), choice)
+        return compiled(sampler) if asked.compiled else sampler
 
     def sample(self, on_batch: Progress) -> Proposal:
         """The samples asked for."""
@@ -161,7 +170,7 @@ class Run:
         """recipe.toml, as the generator was trained with, and sampling.toml, as these samples were drawn with."""
         meta = store.load_checkpoint(self.generator)[1]
         write_recipe(self.folder, meta["recipe"], {key: meta[key] for key in ("recipe_name", "seed", "commit", "versions")})
-        write_sampling(self.folder, {"system": str(self.system.path)} | self.named_generator | asdict(self.settings))
+        write_sampling(self.folder, {"system": str(self.system.path)} | self.named_generator | self.settings.decisive)
 
 
 def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None = None, folder: Path | None) -> Run:
@@ -183,6 +192,17 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
     asked = settings.on(made_by)
     made_by.check(Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights))
     return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=asked)
+
+
+def compiled(sampler: Sampler) -> Sampler:
+    """A flow with its Jacobians compiled.
+
+    Raises:
+        RunError: for a sampler that takes no Jacobian of a flow's steps.
+    """
+    if not isinstance(sampler, Flow):
+        raise RunError("only flows on a fixed grid with density weights take Jacobians that can be compiled; leave out --compiled")
+    return sampler.compiled()
 
 
 def draw(run: Drawing, *, progress: Progress, note: Note) -> Proposal | WeightedSamples:

@@ -1,4 +1,7 @@
-"""A compiled field passes on the field's own numbers at every batch size up to its own, and grids can shorten towards the data."""
+"""A compiled field passes on the field's own numbers at every batch size up to its own, so that a compiled flow samples as before; and
+grids can shorten towards the data."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,15 +9,29 @@ from simple_fields import randomise
 
 from bgwork.fields.compiled import CompiledField
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
+from bgwork.generators import load_generator
+from bgwork.priors import Gaussian
 from bgwork.recipes.sections import GridSection
+from bgwork.records import Origin
+from bgwork.runs import RunError, SampleSettings, compiled, find_run
+from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
+from bgwork.spaces import MeanFree
 
 
 @pytest.fixture
-def field(monkeypatch):
-    compiled = torch.compile
-    # the C++ compiler takes minutes
-    monkeypatch.setattr(torch, "compile", lambda f, dynamic: compiled(f, dynamic=dynamic, backend="eager"))
+def quick(monkeypatch):
+    """Traced, but not handed to the C++ compiler, which takes minutes."""
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: original(f, dynamic=dynamic, backend="eager"))
+
+
+@pytest.fixture
+def field(quick):
+    return small_field()
+
+
+def small_field():
     return randomise(MultiHop(3, 2, MultiHopConfig(hidden=6, message=4, vectors=3, node_hidden=6, n_basis=5)))
 
 
@@ -29,6 +46,60 @@ def test_smaller_batches_are_filled_up_and_cut_again(field, size):
 def test_larger_batches_are_refused(field):
     with pytest.raises(ValueError, match="at most 2 rows, got 3"):
         CompiledField(field, rows=2).value_and_jacobian(torch.tensor(0.3), torch.zeros(3, 3, 2))
+
+
+def flow_of(field):
+    return Flow(prior=Gaussian(space=MeanFree(n=3, d=2)), field=field, grid=Grid(steps=3), origin=Origin(method="flow", system="none"),
+                n_round_trip=8)
+
+
+def check_equal_sampling(flow):
+    plain, fast = (f.sample(150, generator=torch.Generator().manual_seed(1)) for f in (flow, flow.compiled()))
+    torch.testing.assert_close(fast.x, plain.x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fast.log_q, plain.log_q, rtol=0, atol=1e-4)
+    assert (fast.density, fast.cost.jacobian) == (plain.density, plain.cost.jacobian)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_compiled_flow_draws_the_same_samples_with_the_same_density(field, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check_equal_sampling(flow_of(field))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_so_does_one_that_went_through_the_compiler():
+    check_equal_sampling(flow_of(small_field()))
+
+
+def test_it_inverts_its_samples(field):
+    flow = flow_of(field).compiled()
+    proposal = flow.sample(5, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(flow.log_prob(proposal.x), proposal.log_q, rtol=0, atol=1e-4)
+
+
+def test_a_batch_that_was_asked_for_is_kept(field):
+    assert replace(flow_of(field), batch=3).compiled().rows == 3
+
+
+def test_without_a_compiler_it_says_what_to_do(field, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="no-such-compiler not found.*or go on uncompiled"):
+        flow_of(field).compiled()
+
+
+def test_samplers_without_jacobians_are_refused():
+    with pytest.raises(RunError, match="leave out --compiled"):
+        compiled(load_generator("dw4", recipe="diffusion"))
+
+
+def test_only_compiling_changes_what_identifies_a_run():
+    plain, fast = (find_run("dw4", SampleSettings(n=10, compiled=asked), folder=None) for asked in (False, True))
+    assert plain.fingerprint != fast.fingerprint
+    assert "compiled" not in plain.settings.decisive
 
 
 def test_steps_shorten_towards_the_data():

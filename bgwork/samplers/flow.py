@@ -5,11 +5,13 @@ The sampler *is* the map T = T_K o ... o T_1 of its steps, so its density (see `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from bgwork.fields.compiled import CompiledField, check_compiler
 from bgwork.protocols import Field
+from bgwork.samplers.batches import MOST_CACHED, rows_in_cache
 from bgwork.samplers.executed import ExecutedMap
 from bgwork.samplers.integrators import Grid, Tableau, step, step_with_jacobian
 
@@ -74,3 +76,13 @@ class Flow(ExecutedMap):
     @property
     def description(self) -> str:
         return f"{self.grid.integrator} with {self.grid.steps} steps"
+
+    def compiled(self) -> Flow:
+        """The same flow with compiled Jacobians: equal up to round-off and faster, once the first batch has waited for the compiler.
+
+        Raises:
+            ValueError: if there is no C++ compiler.
+        """
+        check_compiler()
+        rows = min(2 * rows_in_cache(self.space), MOST_CACHED) if self.batch is None else self.batch  # fused, less is held at once
+        return replace(self, field=CompiledField(self.field, rows=rows), batch=rows)
