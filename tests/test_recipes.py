@@ -54,11 +54,17 @@ def test_overrides_reach_the_job(toy):
     assert job.meta["recipe"]["training"]["steps"] == 7
 
 
+@pytest.mark.parametrize("override", ["training.oversample.n_long_4_is_3=0.4", "training.oversample={n_long_4_is_3=0.4}"])
+def test_overrides_reach_tables_in_tables(toy, override):
+    assert load_recipe(load_system(toy.system), overrides=[override]).training.oversample == {"n_long_4_is_3": 0.4}
+
+
 @pytest.mark.parametrize(("override", "names"), [
     ("training.step=7", "steps, learning_rate.*batch"), ("field.width=7", "hidden, depth"), ("optimizer=adam", "objective, description"),
     ("training.steps=many", "training.steps"), ("training.steps=0", "greater than or equal to 1"),
     ("training.steps", "table.key=value"), ("coupling.kind=sinkhorn", "'independent', 'ot', 'equivariant-ot' or 'molecular'"),
-    ("objective.kind=x", "objective"), ("training.steps=2.5", "integer")])
+    ("objective.kind=x", "objective"), ("training.steps=2.5", "integer"), ("training.steps.x=2", "'steps' in .* is not a table"),
+    ("training..steps=2", "table.key=value"), ("training.oversample.n_long.x=2", "valid number")])
 def test_a_wrong_override_is_named_with_what_is_allowed(toy, override, names):
     with pytest.raises(RecipeError, match=names):
         load_recipe(load_system(toy.system), overrides=[override])

@@ -80,16 +80,18 @@ def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
 
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    table, dot, last = key.strip().rpartition(".")
-    if not equals or not last:
+    *tables, last = key.strip().split(".")
+    if not equals or not all([*tables, last]):
         raise RecipeError(f"cannot read {override!r}; write table.key=value, for example training.steps=2000")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    target = values.setdefault(table, {}) if dot else values
-    if not isinstance(target, dict):
-        raise RecipeError(f"{table!r} in {override!r} is not a table; give table.key=value, for example training.steps=2000")
+    target = values
+    for table in tables:
+        target = target.setdefault(table, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"{table!r} in {override!r} is not a table; give table.key=value, for example training.steps=2000")
     target[last] = value
 
 
