@@ -17,7 +17,7 @@ from bgwork.export import export_samples
 from bgwork.generators import generator_path, shipped_generators
 from bgwork.learning import BASELINES_FILE, training_record
 from bgwork.pareto import pareto_limit, tail_shape
-from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe
+from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe, resumable
 from bgwork.records import Density, WeightedSamples
 from bgwork.reference_checks import ReferenceRun
 from bgwork.reference_trajectory import from_trajectory
@@ -138,7 +138,7 @@ def train(training: Training, *, resume: bool) -> None:
             source = {"data": training.source} if recipe.needs_data else {}
             runs.write_recipe(folder, recipe.model_dump(), {"seed": training.seed, **source, **runs.provenance()})
         try:
-            loop.train(job, resume=resume)
+            loop.train(resumable(job) if resume else job, resume=resume)
         except KeyboardInterrupt:
             command = runs.provenance()["command"].removesuffix(" --resume")
             raise Interrupted(f"the checkpoint is {job.checkpoint}; go on with `{command} --resume`") from None

@@ -96,6 +96,23 @@ def test_a_finished_training_is_not_overwritten(toy):
     assert files(toy.root) == before
 
 
+@pytest.mark.parametrize(("table", "key", "goes_on"), [("training", "oversample", True), ("training", "batch", False)])
+def test_checkpoints_go_on_where_newer_versions_know_more_keys(toy, table, key, goes_on):
+    """A key that the checkpoint's version did not know stands at its default; one that stands at another value makes another recipe."""
+    command = ("train", "toy", "--data", toy.system / "reference.npz", "--set", "training.batch=4", "--out", "run")
+    assert call(*command).exit_code == 0
+    checkpoint = Path("run/checkpoint.safetensors")
+    tensors, meta = store.load_checkpoint(checkpoint)
+    del meta["recipe"][table][key]
+    store.save_checkpoint(checkpoint, tensors, meta)
+    Path("run/generator.safetensors").unlink()
+    if goes_on:
+        result = call(*command, "--resume")
+        assert result.exit_code == 0 and Path("run/generator.safetensors").exists(), (result.output, result.exception)
+    else:
+        refused(call(*command, "--resume"), "another recipe")
+
+
 def test_a_start_of_another_size_is_refused(toy):
     data = ("--data", toy.system / "reference.npz")
     refused(call("train", "toy", *data, "--set", "training.initial=eqot-fm", "--set", "field.hidden=9"), "eqot-fm.safetensors", "[field]")

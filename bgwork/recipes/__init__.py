@@ -4,8 +4,8 @@ One file an objective (`flow_matching.py` is the model): a `Recipe` with its tab
 """
 
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, initial_network
-from bgwork.recipes.files import default_recipe, list_recipes, load_recipe, parse_recipe, save_recipe
+from bgwork.recipes.files import default_recipe, list_recipes, load_recipe, parse_recipe, resumable, save_recipe
 
 __all__ = [
     "Choice", "Recipe", "RecipeError", "Request", "Trained", "default_recipe", "initial_network", "list_recipes", "load_recipe",
-    "parse_recipe", "save_recipe"]
+    "parse_recipe", "resumable", "save_recipe"]

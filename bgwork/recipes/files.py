@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bgwork.recipes.polish import PolishRecipe
 from bgwork.recipes.polish_map import MapPolishRecipe
 from bgwork.recipes.sections import FIELDS
 from bgwork.system import System
+from bgwork.training import TrainingJob
 
 OBJECTIVES: dict[str, type[Recipe]] = {
     "flow-matching": FlowMatchingRecipe, "polish": PolishRecipe, "diffusion": DiffusionRecipe, "idem": IDEMRecipe,
@@ -76,6 +78,18 @@ def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
         return kind.model_validate(values)
     except ValidationError as error:
         raise RecipeError("\n".join([f"{source}:", *(f"  {_explain(e, kind)}" for e in error.errors())])) from error
+
+
+def resumable(job: TrainingJob) -> TrainingJob:
+    """The job under the recipe in its checkpoint's header, if that says the same but lacks keys not known when it was written."""
+    if not job.checkpoint.exists():
+        return job
+    held = store.load_checkpoint(job.checkpoint)[1].get("recipe")
+    try:
+        same = parse_recipe(held or {}, source=str(job.checkpoint)) == parse_recipe(dict(job.meta["recipe"]), source="the recipe asked for")
+    except RecipeError:
+        return job  # which training then refuses, naming both
+    return replace(job, meta={**job.meta, "recipe": held}) if same else job
 
 
 def _override(values: dict[str, Any], override: str) -> None:
