@@ -23,6 +23,7 @@ from rows import Row, estimate_row, publish
 from bgwork.free_energy import forward_ess
 from bgwork.generators import generator_path, load_trained, shipped_generators
 from bgwork.held_out import log_q_at
+from bgwork.memory import keep_freed_memory
 from bgwork.pareto import tail_shape
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, log_z, max_weight, weigh
@@ -161,6 +162,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()  # as commands do
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="+")
     parser.add_argument("-n", type=int, default=10_000)
