@@ -105,6 +105,20 @@ def test_populations_alone_see_a_mode_of_the_wrong_weight():
     assert any(p.startswith("basin 1 is 0 +- 0") for p in problems)
 
 
+def test_a_rare_basin_raises_no_alarm_in_a_small_sample():
+    """Of 300 exact samples a basin of 2 % holds none or one now and then, whose own scatter would make that many standard errors."""
+    target = GaussianOracle()
+    edge = target.sample(20_000, generator=torch.Generator().manual_seed(1)).square().sum((1, 2)).quantile(0.98)
+    reference = reference_for(target)
+    z, seen = [], []
+    for seed in range(200):
+        found = diagnose(good(300, std=1.0, seed=seed), reference=reference, basin_of=lambda x: (x.square().sum((1, 2)) > edge).double())
+        z.append(found.basin_reference["1"].z)
+        seen.append(found.basins["1"].value * 300)
+    assert min(seen) < 1.5
+    assert max(map(abs, z)) < 4 and 0.7 < torch.tensor(z).std() < 1.3
+
+
 def test_heavy_tails_are_seen_by_pareto_k():
     target = GaussianOracle(space=Euclidean(n=10, d=1))
     weighted = weigh(propose(GaussianOracle(space=target.space, std=0.5), 20_000, seed=2), target)

@@ -31,7 +31,10 @@ class ReferenceSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A reference value with its standard error, and z = (ours - reference) / combined standard error."""
+    """A reference value with its standard error, and z = (ours - reference) / combined standard error.
+
+    For basins our own standard error is taken to be at least the one that the reference's population would give us.
+    """
 
     value: float
     stderr: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from bgwork.free_energy import forward_ess, log_z_bar
 from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.records import Density, Estimate, Proposal, WeightedSamples
-from bgwork.reweighting import average, ess, evaluate, expectation, log_z, max_weight, negative_mass
+from bgwork.reweighting import average, effective_number, ess, evaluate, expectation, log_z, max_weight, negative_mass
 from bgwork.samplers.diagnosis import Comparison, Diagnosis, ReferenceSet
 from bgwork.samplers.verdict import judge
 
@@ -50,7 +51,7 @@ def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None
         n_groups=None if proposal.group is None else len(proposal.group.unique()),
         negative_mass=None if proposal.sign is None else negative_mass(weighted), observables=averages,
         reference=_compare(averages, _reference_values(averages, reference, observables or {})), basins=basins,
-        basin_reference=_compare(basins, basin_truth), cost=proposal.cost, edits=proposal.origin.edits,
+        basin_reference=_compare(_as_if_true(basins, basin_truth, weighted), basin_truth), cost=proposal.cost, edits=proposal.origin.edits,
         notes=tuple(note for note in (proposal.note, _copies(proposal), reference.note, *notes) if note), **absolute)
     return judge(figures)
 
@@ -119,6 +120,16 @@ def _populations(weighted: WeightedSamples, reference: WeightedSamples | None,
         raise ValueError(f"basin labels must be whole numbers, got {broken[0]:g}; round or bin the observable first")
     populations = [{str(int(label)): average(s, found == label) for label in seen} for s, found in zip(sets, labels, strict=True)]
     return populations[0], populations[1] if reference is not None else {}
+
+
+def _as_if_true(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate], weighted: WeightedSamples) -> dict[str, Estimate]:
+    """Populations with at least the standard error sqrt(p (1 - p) / n_eff) that they would have if the reference's p were true.
+
+    A basin that few samples or none have reached knows little of its own scatter, and would seem further off than it is.
+    """
+    n_eff = effective_number(weighted)
+    scatter = {name: math.sqrt(max(truth.value * (1 - truth.value), 0.0) / n_eff) for name, truth in theirs.items()}
+    return {name: replace(ours[name], stderr=max(ours[name].stderr, found)) for name, found in scatter.items()}
 
 
 def _compare(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> dict[str, Comparison]:
