@@ -1,0 +1,67 @@
+"""How much a sampler learned from the energy alone depends on the seed of its training: the figures of data_free over several trainings.
+
+    bgwork train dw4 --recipe weighted-adjoint --seed 1 --out runs/dw4/weighted-adjoint-1        # and so on
+    python benchmarks/seeds.py dw4 runs/dw4/weighted-adjoint runs/dw4/weighted-adjoint-1 --weights path --seed 171
+
+Each row is the mean over trainings of one recipe, and its "+-" their standard deviation: not an error bar of the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+
+from data_free import compared, generator_pools, of_weights
+from rows import Row, publish
+
+from bgwork import store
+from bgwork.system import System, load_system
+
+
+def recipe_of(runs: list[Path]) -> tuple[str, list[int]]:
+    """The recipe that all trainings share, and their seeds.
+
+    Raises:
+        ValueError: if they are of different recipes or share a seed.
+    """
+    headers = [store.load_checkpoint(run / "generator.safetensors")[1] for run in runs]
+    names, seeds = sorted({header["recipe_name"] for header in headers}), [header["seed"] for header in headers]
+    if len(names) > 1 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"wanted trainings of one recipe with different seeds, got recipes {', '.join(names)} with seeds {seeds}")
+    return names[0], seeds
+
+
+def figures(system: System, run: Path, options: argparse.Namespace) -> dict[str, Row]:
+    """Rows of one training by metric."""
+    (pool,) = generator_pools(system, str(run / "generator.safetensors"), options)
+    common = {"system": system.name, "method": pool.method, "evaluations": pool.evaluations, "n": len(pool.weighted), "seed": options.seed}
+    return {row.metric: row for row in [*of_weights(system, pool, common), *compared(system, pool, options, common)]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of two trainings or more")
+    parser.add_argument("-n", type=int, default=20_000)
+    parser.add_argument("--weights", nargs=1, choices=("path", "density"), default=["density"])
+    parser.add_argument("--steps", type=int, default=None, help="of the generators; their own if not given")
+    parser.add_argument("--seed", type=int, required=True, help="of the samples; not used in training or tuning")
+    parser.add_argument("--compiled", action="store_true", help="compile the Jacobians of flows")
+    parser.set_defaults(geometric=0)
+    options = parser.parse_args()
+    if len(options.runs) < 2:
+        parser.error("one training has no spread; give two or more")
+    try:
+        recipe, seeds = recipe_of(options.runs)
+    except ValueError as error:
+        parser.error(str(error))
+    found = [figures(load_system(options.system), run, options) for run in options.runs]
+    method = f"{recipe}, {options.weights[0]} weights, mean and s.d. of trainings with seeds {', '.join(map(str, seeds))}"
+    publish([Row(metric=metric, system=options.system, method=method, evaluations=row.evaluations, goal=row.goal, published=row.published,
+                 n=options.n, seed=options.seed, value=mean(values := [each[metric].value for each in found]), stderr=stdev(values))
+             for metric, row in found[0].items()])
+
+
+if __name__ == "__main__":
+    main()
