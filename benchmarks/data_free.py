@@ -31,7 +31,7 @@ from bgwork.observables import pair_distances
 from bgwork.pareto import tail_shape
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, expectation, log_z, max_weight, normalised_weights, weigh
-from bgwork.samplers.flow import Flow
+from bgwork.samplers.flow import compiled
 from bgwork.system import System, load_system, reference_samples
 from bgwork.targets.gaussian_mixture import GaussianMixture
 
@@ -73,7 +73,7 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
         own = made_by.default_choice()
         choice = replace(own, weights=weights, steps=options.steps or own.steps)
         sampler = made_by.sampler_of(trained, choice)
-        sampler = sampler.compiled() if options.compiled and isinstance(sampler, Flow) else sampler
+        sampler = compiled(sampler) if options.compiled else sampler
         proposal = sampler.sample(options.n, generator=torch.Generator().manual_seed(options.seed))
         weighted = weigh(proposal, system.target, accept=(Density.UNCERTIFIED,))
         name = f"{path.stem}, {proposal.density.value} weights"
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
     parser.add_argument("--budget", type=int, default=0, help="gradients for the chains; the largest of the trainings' if 0")
     parser.add_argument("--chains", type=int, default=50)
-    parser.add_argument("--compiled", action="store_true", help="compile the Jacobians of flows, as `bgwork sample --compiled`")
+    parser.add_argument("--compiled", action="store_true", help="compile Jacobians; refused for what is no flow, as by bgwork sample")
     parser.add_argument("--no-chains", action="store_true")
     parser.add_argument("--geometric", type=int, default=0, help="sample size of the geometric W2; 0 leaves it out")
     options = parser.parse_args()

@@ -16,6 +16,7 @@ from data_free import compared, generator_pools, of_weights
 from rows import Row, publish
 
 from bgwork import store
+from bgwork.recipes import parse_recipe
 from bgwork.system import System, load_system
 
 
@@ -26,15 +27,21 @@ def recipe_of(runs: list[Path]) -> tuple[str, list[int]]:
         ValueError: if they are of different recipes or share a seed.
     """
     headers = [store.load_checkpoint(run / "generator.safetensors")[1] for run in runs]
-    names, seeds = sorted({header["recipe_name"] for header in headers}), [header["seed"] for header in headers]
-    if len(names) > 1 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"wanted trainings of one recipe with different seeds, got recipes {', '.join(names)} with seeds {seeds}")
-    return names[0], seeds
+    recipes = [parse_recipe(header["recipe"], source=str(run)) for header, run in zip(headers, runs, strict=True)]
+    seeds, other = [header["seed"] for header in headers], [run for run, recipe in zip(runs, recipes, strict=True) if recipe != recipes[0]]
+    if other:
+        raise ValueError(f"{', '.join(map(str, other))} followed another recipe than {runs[0]}; take some that differ in seed alone")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"these trainings have the seeds {seeds}; give trainings with different ones")
+    return headers[0]["recipe_name"], seeds
 
 
 def figures(system: System, run: Path, options: argparse.Namespace) -> dict[str, Row]:
     """Rows of one training by metric."""
-    (pool,) = generator_pools(system, str(run / "generator.safetensors"), options)
+    pools = list(generator_pools(system, str(run / "generator.safetensors"), options))
+    if not pools:
+        raise ValueError(f"{run} has no {options.weights[0]} weights; ask for the other kind")
+    (pool,) = pools
     common = {"system": system.name, "method": pool.method, "evaluations": pool.evaluations, "n": len(pool.weighted), "seed": options.seed}
     return {row.metric: row for row in [*of_weights(system, pool, common), *compared(system, pool, options, common)]}
 
@@ -54,9 +61,9 @@ def main() -> None:
         parser.error("one training has no spread; give two or more")
     try:
         recipe, seeds = recipe_of(options.runs)
+        found = [figures(load_system(options.system), run, options) for run in options.runs]
     except ValueError as error:
         parser.error(str(error))
-    found = [figures(load_system(options.system), run, options) for run in options.runs]
     method = f"{recipe}, {options.weights[0]} weights, mean and s.d. of trainings with seeds {', '.join(map(str, seeds))}"
     publish([Row(metric=metric, system=options.system, method=method, evaluations=row.evaluations, goal=row.goal, published=row.published,
                  n=options.n, seed=options.seed, value=mean(values := [each[metric].value for each in found]), stderr=stdev(values))

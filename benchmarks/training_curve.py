@@ -26,8 +26,8 @@ def minutes_of(row: dict) -> float:
 def energies(metrics: list[dict], **common: object) -> list[Row]:
     """Loss and quantiles of u over the last refill as the training went on."""
     rows = []
-    for k in range(1, MOMENTS + 1):
-        row = metrics[max(len(metrics) * k // MOMENTS - 1, 0)]
+    for place in sorted({max(len(metrics) * k // MOMENTS - 1, 0) for k in range(1, MOMENTS + 1)}):
+        row = metrics[place]
         when = f"at step {row['step']}, {minutes_of(row):.1f} core-minutes, {row['gradient_evaluations']} gradients"
         rows += [Row(metric=f"{name} {when}", value=row[key], n=row["step"], **common)
                  for name, key in (("loss", "loss"), ("median raw u", "u_50"), ("raw u, quantile .95", "u_95"))]

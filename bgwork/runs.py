@@ -20,6 +20,7 @@ import tomli_w
 import torch
 
 from bgwork import store
+from bgwork.fields.compiled import check_compiler
 from bgwork.generators import generator_path, load_trained
 from bgwork.protocols import Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, tensor_fingerprint, versions
@@ -28,7 +29,7 @@ from bgwork.recipes.files import OBJECTIVES
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
-from bgwork.samplers.flow import Flow
+from bgwork.samplers.flow import compiled
 from bgwork.system import System, load_system
 
 RUNS = Path("runs")
@@ -97,6 +98,8 @@ class SampleSettings:
             raise RunError("an adaptive solver has no executed map to take the determinant of; add --weights continuous")
         if self.integrator == "dopri5" and self.steps is not None:
             raise RunError(f"dopri5 chooses its own steps, so {self.steps} of them cannot be asked for; leave out --steps")
+        if self.compiled:
+            check_compiler()
 
     @property
     def decisive(self) -> dict[str, Any]:
@@ -190,19 +193,11 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
     else:
         (made_by, trained), own = load_trained(path), path.parent
     asked = settings.on(made_by)
-    made_by.check(Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights))
+    choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights)
+    made_by.check(choice)
+    if asked.compiled:
+        compiled(made_by.sampler_of(trained, choice))
     return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=asked)
-
-
-def compiled(sampler: Sampler) -> Sampler:
-    """A flow with its Jacobians compiled.
-
-    Raises:
-        RunError: for a sampler that takes no Jacobian of a flow's steps.
-    """
-    if not isinstance(sampler, Flow):
-        raise RunError("only flows on a fixed grid with density weights take Jacobians that can be compiled; leave out --compiled")
-    return sampler.compiled()
 
 
 def draw(run: Drawing, *, progress: Progress, note: Note) -> Proposal | WeightedSamples:

@@ -8,15 +8,20 @@ import torch
 from simple_fields import randomise
 
 from bgwork.fields.compiled import CompiledField
+from bgwork.fields.egnn import EGNN
+from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.generators import load_generator
 from bgwork.priors import Gaussian
 from bgwork.recipes.sections import GridSection
 from bgwork.records import Origin
-from bgwork.runs import RunError, SampleSettings, compiled, find_run
-from bgwork.samplers.flow import Flow
+from bgwork.runs import SampleSettings, find_run
+from bgwork.samplers.flow import Flow, compiled
 from bgwork.samplers.integrators import Grid
-from bgwork.spaces import MeanFree
+from bgwork.spaces import Euclidean, MeanFree
+
+
+SPACE = MeanFree(n=3, d=2)
 
 
 @pytest.fixture
@@ -35,11 +40,12 @@ def small_field():
     return randomise(MultiHop(3, 2, MultiHopConfig(hidden=6, message=4, vectors=3, node_hidden=6, n_basis=5)))
 
 
+@pytest.mark.parametrize("times", ["one", "each"])
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_smaller_batches_are_filled_up_and_cut_again(field, size):
+def test_smaller_batches_are_filled_up_and_cut_again(field, size, times):
     x = torch.randn(size, 3, 2, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
-    for got, expected in zip(CompiledField(field, rows=4).value_and_jacobian(torch.tensor(0.3), x),
-                             field.value_and_jacobian(torch.tensor(0.3), x), strict=True):
+    t = torch.tensor(0.3) if times == "one" else torch.linspace(0.1, 0.8, size)
+    for got, expected in zip(CompiledField(field, rows=4).value_and_jacobian(t, x), field.value_and_jacobian(t, x), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
@@ -48,8 +54,8 @@ def test_larger_batches_are_refused(field):
         CompiledField(field, rows=2).value_and_jacobian(torch.tensor(0.3), torch.zeros(3, 3, 2))
 
 
-def flow_of(field):
-    return Flow(prior=Gaussian(space=MeanFree(n=3, d=2)), field=field, grid=Grid(steps=3), origin=Origin(method="flow", system="none"),
+def flow_of(field, space=SPACE):
+    return Flow(prior=Gaussian(space=space), field=field, grid=Grid(steps=3), origin=Origin(method="flow", system="none"),
                 n_round_trip=8)
 
 
@@ -68,6 +74,11 @@ def test_a_compiled_flow_draws_the_same_samples_with_the_same_density(field, thr
         check_equal_sampling(flow_of(field))
     finally:
         torch.set_num_threads(before)
+
+
+def test_so_do_flows_of_other_fields(quick):
+    check_equal_sampling(flow_of(randomise(EGNN(3, 2, layers=1, hidden=4))))
+    check_equal_sampling(flow_of(randomise(MLP(3, 2, hidden=6, depth=2)), Euclidean(n=3, d=2)))
 
 
 @pytest.mark.slow
@@ -92,8 +103,21 @@ def test_without_a_compiler_it_says_what_to_do(field, monkeypatch):
 
 
 def test_samplers_without_jacobians_are_refused():
-    with pytest.raises(RunError, match="leave out --compiled"):
+    with pytest.raises(ValueError, match="PathSampler takes no Jacobians.*leave out --compiled"):
         compiled(load_generator("dw4", recipe="diffusion"))
+    with pytest.raises(ValueError, match="FlowMapSampler"):
+        find_run("dw4", SampleSettings(n=10, compiled=True), recipe="distill", folder=None)
+
+
+def test_a_missing_compiler_is_noticed_before_any_work(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="or go on uncompiled"):
+        SampleSettings(n=10, compiled=True)
+
+
+def test_a_run_compiles_what_it_was_asked_to():
+    plain, fast = (find_run("dw4", SampleSettings(n=10, compiled=asked), folder=None).sampler(lambda *_: None) for asked in (False, True))
+    assert isinstance(fast.field, CompiledField) and not isinstance(plain.field, CompiledField)
 
 
 def test_only_compiling_changes_what_identifies_a_run():

@@ -1,10 +1,11 @@
-"""A field whose Jacobian is compiled: the same numbers up to round-off, in less time (field_cost), after a minute or two of compilation."""
+"""A field whose Jacobian is compiled: the same numbers up to round-off, in less time once the compiler is done."""
 
 from __future__ import annotations
 
 import copy
 import os
 import shutil
+import sys
 import threading
 from functools import cached_property
 
@@ -13,22 +14,20 @@ from torch import Tensor
 
 from bgwork.protocols import Field
 
-COMPILERS = ("g++", "clang++", "c++")
-
 
 def check_compiler() -> None:
-    """Raise ValueError if there is no C++ compiler, which torch needs to compile for a CPU."""
-    wanted = (os.environ["CXX"],) if "CXX" in os.environ else COMPILERS
-    if not any(shutil.which(name) for name in wanted):
-        raise ValueError(f"nothing can be compiled without a C++ compiler ({', '.join(wanted)} not found); install one, name it in CXX, "
-                         "or go on uncompiled")
+    """Raise ValueError if the C++ compiler is missing that torch would call."""
+    wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(wanted):
+        raise ValueError(f"nothing can be compiled without a C++ compiler ({wanted} not found); install it, name another in CXX, or go on "
+                         "uncompiled")
 
 
 class CompiledField:
     """Passes everything on to a field, with `value_and_jacobian` compiled for one batch size.
 
-    Smaller batches are filled up with copies of their first row, so that nothing is compiled twice; larger ones are refused. Threads may
-    share it: the first call compiles, and the others wait.
+    Smaller batches are filled up with copies of their first row, so that nothing is compiled for their size; larger ones are refused.
+    Threads may share it.
 
     Args:
         field: what is compiled; its parameters stay its own.
@@ -55,15 +54,17 @@ class CompiledField:
     def value_and_jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         size = len(x)
         if size > self.rows:
-            raise ValueError(f"compiled for batches of at most {self.rows} rows, got {size}")
-        full = torch.cat([x, x[:1].expand(self.rows - size, -1, -1)]) if size < self.rows else x
-        v, jacobian = self._run(torch.as_tensor(t).expand(self.rows), full)
+            raise ValueError(f"compiled for batches of at most {self.rows} rows, got {size}; split the batch, or compile for more")
+        t = torch.as_tensor(t).expand(size)
+        if size < self.rows:
+            t, x = (torch.cat([y, y[:1].expand(self.rows - size, *y.shape[1:])]) for y in (t, x))
+        v, jacobian = self._run(t, x)
         return v[:size], jacobian[:size]
 
     def _run(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         if self._ready:
             return self._compiled(t, x)
-        with self._first:
+        with self._first:  # the threads of a pool start together, and each would trace and compile for itself
             made = self._compiled(t, x)
             self._ready = True
         return made

@@ -88,7 +88,7 @@ def resumable(job: TrainingJob) -> TrainingJob:
     try:
         same = parse_recipe(held or {}, source=str(job.checkpoint)) == parse_recipe(dict(job.meta["recipe"]), source="the recipe asked for")
     except RecipeError:
-        return job  # which training then refuses, naming both
+        return job  # which training then refuses
     return replace(job, meta={**job.meta, "recipe": held}) if same else job
 
 

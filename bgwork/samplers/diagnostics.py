@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -61,8 +60,8 @@ def to_json_dict(diagnosis: Diagnosis) -> dict[str, Any]:
 
     cost is per sample but for its seconds, which are the total.
     """
-    content = {f.name: getattr(diagnosis, f.name) for f in dataclasses.fields(diagnosis)}
-    per_sample = {name: value / diagnosis.n for name, value in dataclasses.asdict(diagnosis.cost).items() if name != "seconds"}
+    content = {f.name: getattr(diagnosis, f.name) for f in fields(diagnosis)}
+    per_sample = {name: value / diagnosis.n for name, value in asdict(diagnosis.cost).items() if name != "seconds"}
     content |= {"cost": per_sample | {"seconds": diagnosis.cost.seconds}, "trusted": diagnosis.trusted}
     return _plain(content)
 
@@ -125,7 +124,9 @@ def _populations(weighted: WeightedSamples, reference: WeightedSamples | None,
 def _as_if_true(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate], weighted: WeightedSamples) -> dict[str, Estimate]:
     """Populations with at least the standard error sqrt(p (1 - p) / n_eff) that they would have if the reference's p were true.
 
-    A basin that few samples or none have reached knows little of its own scatter, and would seem further off than it is.
+    A basin that few samples or none have reached knows little of its own scatter, and would seem further off than it is. n_eff is Kish's,
+    so that for chains this is a lower bound, beside the scatter of the chains; where ancestors were not kept there is none. The normal
+    error is lenient towards an empty basin: it takes some 16 missing samples to reach 4.
     """
     n_eff = effective_number(weighted)
     scatter = {name: math.sqrt(max(truth.value * (1 - truth.value), 0.0) / n_eff) for name, truth in theirs.items()}
@@ -137,8 +138,8 @@ def _compare(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> di
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

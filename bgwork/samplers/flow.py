@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from bgwork.fields.compiled import CompiledField, check_compiler
-from bgwork.protocols import Field
+from bgwork.protocols import Field, Sampler
 from bgwork.samplers.batches import MOST_CACHED, rows_in_cache
 from bgwork.samplers.executed import ExecutedMap
 from bgwork.samplers.integrators import Grid, Tableau, step, step_with_jacobian
@@ -78,7 +78,7 @@ class Flow(ExecutedMap):
         return f"{self.grid.integrator} with {self.grid.steps} steps"
 
     def compiled(self) -> Flow:
-        """The same flow with compiled Jacobians: equal up to round-off and faster, once the first batch has waited for the compiler.
+        """The same flow with compiled Jacobians: samples equal up to round-off, sooner if they are many, for the first batch waits.
 
         Raises:
             ValueError: if there is no C++ compiler.
@@ -86,3 +86,15 @@ class Flow(ExecutedMap):
         check_compiler()
         rows = min(2 * rows_in_cache(self.space), MOST_CACHED) if self.batch is None else self.batch  # fused, less is held at once
         return replace(self, field=CompiledField(self.field, rows=rows), batch=rows)
+
+
+def compiled(sampler: Sampler) -> Flow:
+    """`Flow.compiled` of a sampler that must be a flow.
+
+    Raises:
+        ValueError: for samplers of another kind, and if there is no C++ compiler.
+    """
+    if not isinstance(sampler, Flow):
+        raise ValueError(f"a {type(sampler).__name__} takes no Jacobians that can be compiled, only a flow on a fixed grid with density "
+                         "weights does; leave out --compiled")
+    return sampler.compiled()
