@@ -20,7 +20,6 @@ from bgwork.samplers.flow import Flow, compiled
 from bgwork.samplers.integrators import Grid
 from bgwork.spaces import Euclidean, MeanFree
 
-
 SPACE = MeanFree(n=3, d=2)
 
 
