@@ -196,7 +196,7 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
     choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights)
     made_by.check(choice)
     if asked.compiled:
-        compiled(made_by.sampler_of(trained, choice))
+        compiled(made_by.sampler_of(replace(trained, tuning=None), choice))  # refused now, if it will be, and before kernels are fitted
     return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=asked)
 
 

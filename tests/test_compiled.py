@@ -13,12 +13,14 @@ from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.generators import load_generator
 from bgwork.priors import Gaussian
+from bgwork.recipes import Request, load_recipe
 from bgwork.recipes.sections import GridSection
 from bgwork.records import Origin
 from bgwork.runs import SampleSettings, find_run
 from bgwork.samplers.flow import Flow, compiled
 from bgwork.samplers.integrators import Grid
 from bgwork.spaces import Euclidean, MeanFree
+from bgwork.system import load_system
 
 SPACE = MeanFree(n=3, d=2)
 
@@ -59,7 +61,7 @@ def flow_of(field, space=SPACE):
 
 
 def check_equal_sampling(flow):
-    plain, fast = (f.sample(150, generator=torch.Generator().manual_seed(1)) for f in (flow, flow.compiled()))
+    plain, fast = (f.sample(150, generator=torch.Generator().manual_seed(1)) for f in (flow, compiled(flow)))
     torch.testing.assert_close(fast.x, plain.x, rtol=0, atol=1e-6)
     torch.testing.assert_close(fast.log_q, plain.log_q, rtol=0, atol=1e-4)
     assert (fast.density, fast.cost.jacobian) == (plain.density, plain.cost.jacobian)
@@ -86,19 +88,23 @@ def test_so_does_one_that_went_through_the_compiler():
 
 
 def test_it_inverts_its_samples(field):
-    flow = flow_of(field).compiled()
+    flow = compiled(flow_of(field))
     proposal = flow.sample(5, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(flow.log_prob(proposal.x), proposal.log_q, rtol=0, atol=1e-4)
 
 
+def test_batches_are_twice_those_that_fit_a_cache_uncompiled(quick):
+    assert compiled(load_generator("lj13")).rows == 2 * load_generator("lj13").rows == 32
+
+
 def test_a_batch_that_was_asked_for_is_kept(field):
-    assert replace(flow_of(field), batch=3).compiled().rows == 3
+    assert compiled(replace(flow_of(field), batch=3)).rows == 3
 
 
 def test_without_a_compiler_it_says_what_to_do(field, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="no-such-compiler not found.*or go on uncompiled"):
-        flow_of(field).compiled()
+    with pytest.raises(ValueError, match="no-such-compiler not found.*leave out --compiled"):
+        compiled(flow_of(field))
 
 
 def test_samplers_without_jacobians_are_refused():
@@ -110,8 +116,15 @@ def test_samplers_without_jacobians_are_refused():
 
 def test_a_missing_compiler_is_noticed_before_any_work(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ValueError, match="or go on uncompiled"):
+    with pytest.raises(ValueError, match="leave out --compiled"):
         SampleSettings(n=10, compiled=True)
+
+
+def test_nor_does_a_training_start_without_one(toy, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    recipe = load_recipe(load_system(toy.system), overrides=["training.compiled=true"])
+    with pytest.raises(ValueError, match="--set training.compiled=false"):
+        recipe.job(Request(system=load_system(toy.system), name="eqot-fm", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=0))
 
 
 def test_a_run_compiles_what_it_was_asked_to():

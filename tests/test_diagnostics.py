@@ -119,6 +119,17 @@ def test_a_rare_basin_raises_no_alarm_in_a_small_sample():
     assert max(map(abs, z)) < 4 and 0.7 < torch.tensor(z).std() < 1.3
 
 
+def test_an_empty_basin_is_as_far_off_as_so_many_effective_samples_make_it():
+    target = GaussianOracle()
+    weighted, truth = good(300, std=1.6), reference_for(target)
+    beyond = weighted.x.square().sum((1, 2)).max()
+    found = diagnose(weighted, reference=truth, basin_of=lambda x: (x.square().sum((1, 2)) > beyond / 4).double())
+    ours, theirs, n_eff = found.basins["1"], found.basin_reference["1"], found.ess.n_eff
+    least = math.sqrt(theirs.value * (1 - theirs.value) / n_eff)
+    assert n_eff < 0.7 * 300
+    assert theirs.z == pytest.approx((ours.value - theirs.value) / math.hypot(max(ours.stderr, least), theirs.stderr))
+
+
 def test_heavy_tails_are_seen_by_pareto_k():
     target = GaussianOracle(space=Euclidean(n=10, d=1))
     weighted = weigh(propose(GaussianOracle(space=target.space, std=0.5), 20_000, seed=2), target)

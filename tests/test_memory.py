@@ -21,8 +21,9 @@ from bgwork.memory import keep_freed_memory
 torch.set_num_threads(1)
 taken = keep_freed_memory() if sys.argv[1] == "kept" else False
 def use():
-    blocks = [torch.zeros(2**22) for _ in range(32)]
-use()
+    torch.zeros(2**27)  # above the 32 MiB up to which glibc may keep blocks by itself, and at the top of the heap, which it trims
+for _ in range(4):  # until the heap has found its shape
+    use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 use()
 print(int(taken), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -33,7 +34,7 @@ def test_no_page_is_cleared_twice():
     (taken, kept), (_, handed_back) = (
         map(int, subprocess.check_output([sys.executable, "-c", FAULTS, mode], text=True).split()) for mode in ("kept", "not"))
     assert taken == hasattr(ctypes.CDLL(None), "mallopt")
-    assert 4 * kept < handed_back or not taken  # a few of the 32 blocks may be cleared once more
+    assert kept < 1000 < handed_back or not taken
 
 
 def test_commands_keep_freed_memory(monkeypatch):

@@ -19,8 +19,8 @@ def check_compiler() -> None:
     """Raise ValueError if the C++ compiler is missing that torch would call."""
     wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if not shutil.which(wanted):
-        raise ValueError(f"nothing can be compiled without a C++ compiler ({wanted} not found); install it, name another in CXX, or go on "
-                         "uncompiled")
+        raise ValueError(f"nothing can be compiled without a C++ compiler ({wanted} not found); install it, name another in CXX, or do "
+                         "without: leave out --compiled, or --set training.compiled=false")
 
 
 class CompiledField:
@@ -32,9 +32,12 @@ class CompiledField:
     Args:
         field: what is compiled; its parameters stay its own.
         rows: batch size.
+    Raises:
+        ValueError: if there is no C++ compiler.
     """
 
     def __init__(self, field: Field, *, rows: int) -> None:
+        check_compiler()
         self.field, self.rows, self.n, self.d = field, rows, field.n, field.d
         self._first, self._ready = threading.Lock(), False
 

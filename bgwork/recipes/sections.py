@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bgwork.couplings import EquivariantOptimalTransport, Independent, MolecularAlignment, OptimalTransport
 from bgwork.fields.ambient import AmbientDrifts
+from bgwork.fields.compiled import check_compiler
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
@@ -139,9 +140,12 @@ class LoopSection(Section):
     evaluate_samples: Count = 500
 
     def config(self, **changes: Any) -> TrainingConfig:
-        """The loop's settings, some of them changed."""
+        """The loop's settings, some of them changed; ValueError if they need a compiler that is not there."""
         own = {name: getattr(self, name) for name in LoopSection.model_fields if name != "evaluate_samples"}
-        return TrainingConfig(**own | changes)
+        made = TrainingConfig(**own | changes)
+        if made.compiled:
+            check_compiler()
+        return made
 
 
 class FlowMatchingTrainingSection(LoopSection):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from bgwork.fields.compiled import CompiledField, check_compiler
+from bgwork.fields.compiled import CompiledField
 from bgwork.protocols import Field, Sampler
 from bgwork.samplers.batches import MOST_CACHED, rows_in_cache
 from bgwork.samplers.executed import ExecutedMap
@@ -77,19 +77,9 @@ class Flow(ExecutedMap):
     def description(self) -> str:
         return f"{self.grid.integrator} with {self.grid.steps} steps"
 
-    def compiled(self) -> Flow:
-        """The same flow with compiled Jacobians: samples equal up to round-off, sooner if they are many, for the first batch waits.
-
-        Raises:
-            ValueError: if there is no C++ compiler.
-        """
-        check_compiler()
-        rows = min(2 * rows_in_cache(self.space), MOST_CACHED) if self.batch is None else self.batch  # fused, less is held at once
-        return replace(self, field=CompiledField(self.field, rows=rows), batch=rows)
-
 
 def compiled(sampler: Sampler) -> Flow:
-    """`Flow.compiled` of a sampler that must be a flow.
+    """The same flow with compiled Jacobians: samples equal up to round-off, sooner if they are many, for the first batch waits.
 
     Raises:
         ValueError: for samplers of another kind, and if there is no C++ compiler.
@@ -97,4 +87,5 @@ def compiled(sampler: Sampler) -> Flow:
     if not isinstance(sampler, Flow):
         raise ValueError(f"a {type(sampler).__name__} takes no Jacobians that can be compiled, only a flow on a fixed grid with density "
                          "weights does; leave out --compiled")
-    return sampler.compiled()
+    rows = min(2 * rows_in_cache(sampler.space), MOST_CACHED) if sampler.batch is None else sampler.batch  # fused, less is held at once
+    return replace(sampler, field=CompiledField(sampler.field, rows=rows), batch=rows)
