@@ -1,6 +1,7 @@
 # Two commands: `make demo` (an energy to free energies on LJ13) and `make test`.
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -qq -c constraints.txt
@@ -10,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/bgwork run lj13
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
