@@ -24,7 +24,7 @@ from bgwork.free_energy import forward_ess
 from bgwork.generators import generator_path, load_trained, shipped_generators
 from bgwork.held_out import log_q_at
 from bgwork.memory import keep_freed_memory
-from bgwork.pareto import tail_shape
+from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, log_z, max_weight, weigh
 from bgwork.samplers.executed import ExecutedMap
@@ -129,8 +129,14 @@ def rows_of(system: System, measured: Measured, options: argparse.Namespace) -> 
     return rows
 
 
+def largest_z(lines: list[Measured]) -> float:
+    """Largest |z| between the values of log Z of any two."""
+    return max(abs(a.z(b)) for a, b in itertools.combinations([log_z(m.weighted) for m in lines], 2))
+
+
 def compared(system: System, found: list[Measured], most: int) -> list[Row]:
-    """Each flow against itself with the most steps, and the largest |z| between any two values of log Z."""
+    """Each flow against itself with the most steps, and the largest |z| between any two values of log Z: of all, and of those whose
+    weights have a variance to take an error bar from."""
     rows = []
     converged = {m.line.recipe: ess(m.weighted) for m in found if m.line.recipe in FLOWS and m.line.steps == most}
     for m in (m for m in found if m.line.recipe in converged and m.line.steps != most):
@@ -138,11 +144,13 @@ def compared(system: System, found: list[Measured], most: int) -> list[Row]:
         error = part.value / whole.value * math.hypot(part.stderr / part.value, whole.stderr / whole.value)
         rows.append(Row(metric=f"ESS / ESS at {2 * most} evaluations", value=part.value / whole.value, stderr=error,
                         system=system.name, method=m.line.label, evaluations=m.evaluations, n=len(m.weighted), seed=m.seed))
-    exact = [log_z(m.weighted) for m in found if m.exact]
-    if len(exact) > 1:
-        worst = max(abs(a.z(b)) for a, b in itertools.combinations(exact, 2))
-        rows.append(Row(metric="largest abs(z) between values of log Z", value=worst, goal="< 4", system=system.name,
-                        method=f"{len(exact)} exact lines", n=min(len(m.weighted) for m in found)))
+    exact = [m for m in found if m.exact]
+    sound = [m for m in exact if tail_shape(m.weighted) < pareto_limit(len(m.weighted))]
+    print(f"{len(sound)} of {len(exact)} exact lines have a Pareto k that lets an error bar mean something")
+    for lines, name in ((exact, "all exact lines"), (sound, "exact lines, Pareto k below its limit")):
+        if len(lines) > 1:
+            rows.append(Row(metric="largest abs(z) between values of log Z", value=largest_z(lines), goal="< 4", system=system.name,
+                            method=name, n=min(len(m.weighted) for m in lines)))
     return rows
 
 
