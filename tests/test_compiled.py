@@ -42,17 +42,12 @@ def small_field():
 
 
 @pytest.mark.parametrize("times", ["one", "each"])
-@pytest.mark.parametrize("size", [1, 3, 4])
-def test_smaller_batches_are_filled_up_and_cut_again(field, size, times):
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 8, 11])
+def test_batches_are_filled_up_or_split(field, size, times):
     x = torch.randn(size, 3, 2, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     t = torch.tensor(0.3) if times == "one" else torch.linspace(0.1, 0.8, size)
     for got, expected in zip(CompiledField(field, rows=4).value_and_jacobian(t, x), field.value_and_jacobian(t, x), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-
-
-def test_larger_batches_are_refused(field):
-    with pytest.raises(ValueError, match="at most 2 rows, got 3"):
-        CompiledField(field, rows=2).value_and_jacobian(torch.tensor(0.3), torch.zeros(3, 3, 2))
 
 
 def flow_of(field, space=SPACE):

@@ -26,7 +26,7 @@ def check_compiler() -> None:
 class CompiledField:
     """Passes everything on to a field, with `value_and_jacobian` compiled for one batch size.
 
-    Smaller batches are filled up with copies of their first row, so that nothing is compiled for their size; larger ones are refused.
+    Larger batches are split, and smaller ones filled up with copies of their first row, so that nothing is compiled for their size.
     Threads may share it.
 
     Args:
@@ -55,10 +55,15 @@ class CompiledField:
         return torch.compile(self.field.value_and_jacobian, dynamic=False)
 
     def value_and_jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        t = torch.as_tensor(t).expand(len(x))
+        if len(x) <= self.rows:
+            return self._filled_up(t, x)
+        parts = [self._filled_up(*part) for part in zip(t.split(self.rows), x.split(self.rows), strict=True)]
+        v, jacobian = zip(*parts, strict=True)
+        return torch.cat(v), torch.cat(jacobian)
+
+    def _filled_up(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         size = len(x)
-        if size > self.rows:
-            raise ValueError(f"compiled for batches of at most {self.rows} rows, got {size}; split the batch, or compile for more")
-        t = torch.as_tensor(t).expand(size)
         if size < self.rows:
             t, x = (torch.cat([y, y[:1].expand(self.rows - size, *y.shape[1:])]) for y in (t, x))
         v, jacobian = self._run(t, x)
