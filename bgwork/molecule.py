@@ -145,6 +145,32 @@ class MetadynamicsSection(Section):
     ladders: Annotated[int, Field(ge=4)] = 6
 
 
+class TransferSection(Section):
+    """[reference] with sampler = "transfer": equilibrium data of another energy of the same molecule are brought to this one, step by step
+    (`bgwork.reference_transfer`).
+
+    Attributes:
+        start: name of the system with that energy; `bgwork reference` must have been run on it.
+        chains: independent islands, no more than the chains or walkers of those data.
+        draws: configurations per island that are asked for by default.
+        leapfrog: gradients of a Hamiltonian Monte Carlo transition.
+        transitions: of every configuration at every step from one energy to the other.
+        relaxation: transitions at the last step, after configurations were resampled by weight.
+        keep: conditional effective fraction that each step leaves.
+        pilot: configurations of the run on which steps are learned.
+    """
+
+    sampler: Literal["transfer"]
+    start: str
+    chains: Annotated[int, Field(ge=4)] = 20
+    draws: Count = 100
+    leapfrog: Count = 3
+    transitions: Count = 2
+    relaxation: Count = 4
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    pilot: Annotated[int, Field(ge=2)] = 32
+
+
 def read_topology(section: MolecularSection) -> tuple[Topology, Tensor]:
     """Atoms and bonds of the section's PDB file, and its structure [n, 3] in nm."""
     pdb = section.pdb()

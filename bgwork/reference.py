@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bgwork import reference_md, store
-from bgwork.molecule import GivenSection, MetadynamicsSection
+from bgwork import reference_md, reference_transfer, store
+from bgwork.molecule import GivenSection, MetadynamicsSection, TransferSection
 from bgwork.provenance import commit, versions
 from bgwork.records import Cost, Density, Origin, Proposal, with_edit
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, measure, virial_check
@@ -46,6 +46,8 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
     check_count(n)
     if isinstance(system.reference, MetadynamicsSection):
         return reference_md.generate(system, n, seed=seed, progress=progress)
+    if isinstance(system.reference, TransferSection):
+        return reference_transfer.generate(system, n, seed=seed, progress=progress)
     settings, kinds = system.reference, len(system.reference.starts) or 1
     chains = max(2 * kinds, min(settings.chains, n // settings.draws) // kinds * kinds)
     if n < 4 * chains:

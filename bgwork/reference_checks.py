@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,16 @@ from torch import Tensor
 from bgwork.curved import ConstantCurvature, Hyperboloid
 from bgwork.records import Estimate, Proposal
 from bgwork.spaces import Space
+from bgwork.store import RUNS, SAMPLES_FILE
 from bgwork.system import System
 
 Z_LIMIT = 4.0
 BATCH = 4096  # bounds the memory
+
+
+def data_of(name: str) -> Path:
+    """Where `bgwork reference` puts a system's data, if it is told no folder."""
+    return RUNS / name / "reference" / SAMPLES_FILE
 
 
 class ReferenceError(ValueError):

@@ -30,10 +30,10 @@ from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
 from bgwork.samplers.flow import compiled
+from bgwork.store import RUNS, SAMPLES_FILE
 from bgwork.system import System, load_system
 
-RUNS = Path("runs")
-SAMPLES_FILE, SETTINGS_FILE = "samples.npz", "sampling.toml"
+SETTINGS_FILE = "sampling.toml"
 INTEGRATORS = tuple(dict.fromkeys(name for kind in OBJECTIVES.values() for name in kind.integrators))  # of any generator
 WEIGHTS = ("density", "continuous", "path")
 

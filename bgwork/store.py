@@ -25,6 +25,9 @@ from bgwork.curved import ConstantCurvature, Hyperboloid, Sphere
 from bgwork.records import COLUMNS, Certificate, Cost, Density, Origin, Proposal, WeightedSamples
 from bgwork.spaces import Euclidean, MeanFree, Space
 
+RUNS = Path("runs")  # where results lie, from the working directory, unless a folder is given
+SAMPLES_FILE = "samples.npz"
+
 SPACES: dict[str, type[Space]] = {"euclidean": Euclidean, "mean-free": MeanFree, "sphere": Sphere, "hyperboloid": Hyperboloid}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import bgwork
 from bgwork import store
-from bgwork.molecule import GivenSection, MetadynamicsSection, MolecularSection, molecular_observables, read_topology
+from bgwork.molecule import GivenSection, MetadynamicsSection, MolecularSection, TransferSection, molecular_observables, read_topology
 from bgwork.observables import OBSERVABLES
 from bgwork.priors import prior_on
 from bgwork.protocols import Prior, Target
@@ -70,7 +70,7 @@ class System:
     energy: str
     description: str
     source: str
-    reference: ReferenceSection | MetadynamicsSection | GivenSection
+    reference: ReferenceSection | MetadynamicsSection | TransferSection | GivenSection
     topology: Topology | None = None
     structure: Tensor | None = None
     default_recipe: str = "eqot-fm"

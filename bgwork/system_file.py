@@ -10,14 +10,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from bgwork import store
 from bgwork.curved import ConstantCurvature
-from bgwork.molecule import ForceFieldSection, GivenSection, MetadynamicsSection, MolecularSection, TightBindingSection
+from bgwork.molecule import ForceFieldSection, GivenSection, MetadynamicsSection, MolecularSection, TightBindingSection, TransferSection
 from bgwork.priors import prior_on
 from bgwork.spaces import Space
 from bgwork.targets.energies import ENERGIES, Count, EnergySection, Positive, Section
 
 ENGINES = {"torch": "torch", "openmm": "OpenMM", "tblite": "tblite"}
 KINDS: dict[str, type[Section]] = ENERGIES | {
-    "force-field": ForceFieldSection, "tight-binding": TightBindingSection, "metadynamics": MetadynamicsSection, "given": GivenSection}
+    "force-field": ForceFieldSection, "tight-binding": TightBindingSection, "metadynamics": MetadynamicsSection, "given": GivenSection,
+    "transfer": TransferSection}
 
 
 class SystemFileError(ValueError):
@@ -105,7 +106,7 @@ class SystemFile(Section):
     energy: EnergySection | MolecularSection = Field(discriminator="form")
     engines: EnginesSection
     prior: PriorSection
-    reference: ReferenceSection | MetadynamicsSection | GivenSection = Field(discriminator="sampler")
+    reference: ReferenceSection | MetadynamicsSection | TransferSection | GivenSection = Field(discriminator="sampler")
 
     @model_validator(mode="after")
     def _fits(self) -> SystemFile:
@@ -113,7 +114,7 @@ class SystemFile(Section):
             if not hasattr(self.energy, engine):
                 remedy = " or ".join(f'"{name}"' for name in ENGINES if hasattr(self.energy, name))
                 raise ValueError(f"an energy of form {self.energy.form!r} has no {ENGINES[engine]} engine; set engines.{use} to {remedy}")
-        if isinstance(self.reference, MetadynamicsSection | GivenSection) != isinstance(self.energy, MolecularSection):
+        if isinstance(self.reference, MetadynamicsSection | TransferSection | GivenSection) != isinstance(self.energy, MolecularSection):
             raise ValueError(f"an energy of form {self.energy.form!r} does not go with reference.sampler = {self.reference.sampler!r}")
         if isinstance(self.energy, MolecularSection):
             return self._fits_molecule()
@@ -127,7 +128,7 @@ class SystemFile(Section):
         if (self.space.kind, self.space.d, self.length_unit) != ("mean-free", 3, "nm"):
             raise ValueError("molecules live on mean-free space in three dimensions and are measured in nm")
         prior_on(self.space.build(), self.prior.std)
-        if isinstance(self.reference, GivenSection):
+        if not isinstance(self.reference, MetadynamicsSection):
             return self
         if self.engines.target != "openmm":
             raise ValueError('reference.sampler = "metadynamics" needs engines.target = "openmm"; choose "given" and bring a trajectory')

@@ -19,7 +19,7 @@ from bgwork.learning import BASELINES_FILE, training_record
 from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe, resumable
 from bgwork.records import Density, WeightedSamples
-from bgwork.reference_checks import ReferenceRun
+from bgwork.reference_checks import ReferenceRun, data_of
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.report import Report, average_all, kept_report, write_report
 from bgwork.retarget import retarget_temperature
@@ -41,14 +41,9 @@ def show_systems(systems: Sequence[System]) -> None:
     terminal.show("Systems", ("name", "particles", "dimension", "energy", "generators", "recipes", "what it is"), rows)
 
 
-def reference_folder(system: System) -> Path:
-    """Where reference data of a system go."""
-    return RUNS / system.name / "reference"
-
-
 def reference(system: System, n: int, *, seed: int, folder: Path | None = None) -> None:
     """Generate reference data, show the checks, and save if they passed."""
-    folder = folder or reference_folder(system)
+    folder = folder or data_of(system.name).parent
     runs.ensure_writable(folder)
     with terminal.progress(f"Reference {system.name}") as tick:
         made = reference_data.generate(system, n, seed=seed, progress=tick)
@@ -58,7 +53,7 @@ def reference(system: System, n: int, *, seed: int, folder: Path | None = None) 
 def reference_from(system: System, trajectory: Path, *, frame_time: float, temperature: float, top: Path | None = None,
                    folder: Path | None = None) -> None:
     """Take over a user's own trajectory as reference data, show the checks, and save if they passed."""
-    folder = folder or reference_folder(system)
+    folder = folder or data_of(system.name).parent
     runs.ensure_writable(folder)
     made = from_trajectory(system, trajectory, frame_time=frame_time, temperature=temperature, top=top)
     terminal.say(made.proposal.note)
@@ -105,7 +100,7 @@ class Training:
 
     @property
     def source(self) -> Path:
-        return self.data or reference_folder(self.system) / runs.SAMPLES_FILE
+        return self.data or data_of(self.system.name)
 
     def configurations(self) -> Tensor:
         """Training data [N, n, d].

@@ -1,6 +1,8 @@
 """Moves along an annealing path: kernels that leave exp(-u_beta) invariant, with settings fixed before they are used.
 
-    u_beta(x) = (1 - beta) u_0(x) + beta u(x),   u_0 = -log p0 (geometric path from a prior) or 0 (inverse temperatures of the target)
+    u_beta(x) = (1 - beta) u_0(x) + beta u(x)
+
+with u_0 = -log p0 (geometric path from a prior), another reduced energy, or 0 (inverse temperatures of the target).
 """
 
 from __future__ import annotations
@@ -44,24 +46,31 @@ class Path:
 
     Args:
         target: the reduced energy u at beta = 1.
-        prior: p0 of a geometric path, u_0 = -log p0, differentiable for Hamiltonian moves; None for u_0 = 0.
+        prior: p0 of a geometric path, u_0 = -log p0, differentiable for Hamiltonian moves.
+        other: reduced energy u_0 to start from; with neither, u_0 = 0.
 
     Raises:
-        ValueError: if prior and target live on different spaces, or on one that is not flat.
+        ValueError: if both are given, if they and the target live on different spaces, or on one that is not flat.
     """
 
     target: Target
     prior: Prior | None = None
+    other: Target | None = None
 
     def __post_init__(self) -> None:
-        if self.prior is not None and self.prior.space != self.target.space:
-            raise ValueError(f"the prior lives on {self.prior.space}, the target {self.target.name} on "
-                             f"{self.target.space}; give both one space")
+        if self.prior is not None and self.other is not None:
+            raise ValueError("a path starts from a prior or from another energy; give one of them")
+        for name, start in (("prior", self.prior), ("other energy", self.other)):
+            if start is not None and start.space != self.target.space:
+                raise ValueError(f"the {name} lives on {start.space}, the target {self.target.name} on "
+                                 f"{self.target.space}; give both one space")
         if not isinstance(self.target.space, Euclidean | MeanFree):
             raise ValueError(f"annealing moves are written for Euclidean and mean-free space, not for {self.target.space}")
 
     def u_0(self, x: Tensor) -> Tensor:
         """[B] float64."""
+        if self.other is not None:
+            return self.other.u(x)
         return x.new_zeros(len(x), dtype=torch.float64) if self.prior is None else -self.prior.log_prob(x)
 
     def u_0_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +79,8 @@ class Path:
         Raises:
             ValueError: if the prior's density cannot be differentiated.
         """
+        if self.other is not None:
+            return self.other.u_and_grad(x)
         if self.prior is None:
             return self.u_0(x), torch.zeros_like(x)
         with torch.enable_grad():
