@@ -1,5 +1,6 @@
 """Recipes: what is wrong is named, overrides reach the job, and what is written back is what was meant."""
 
+import shutil
 import tomllib
 from dataclasses import replace
 
@@ -142,6 +143,22 @@ def test_training_can_start_from_a_generator_of_the_system(toy):
     job = started.job(Request(system=system, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5))
     shipped = load_generator(toy.generator).field.state_dict()
     assert all(torch.equal(value, shipped[name]) for name, value in job.model.state_dict().items())
+
+
+def test_training_can_start_from_a_generator_of_another_system(toy):
+    twin = toy.root / "systems" / "twin"
+    shutil.copytree(toy.system, twin)
+    shutil.rmtree(twin / "generators")
+    (twin / "system.toml").write_text((twin / "system.toml").read_text().replace('name = "toy"', 'name = "twin"'))
+    system = load_system("twin")
+    request = Request(system=system, name="more", folder=toy.root / "run", data=torch.randn(20, 1, 2), seed=5)
+    job = load_recipe(system, overrides=["training.initial=toy/eqot-fm"]).job(request)
+    shipped = load_generator(toy.generator).field.state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in job.model.state_dict().items())
+    known = {"eqot-fm": "twin/generators/eqot-fm", "nothing/eqot-fm": "unknown system", "toy/none": "toy/generators/none"}
+    for start, error in known.items():
+        with pytest.raises(ValueError, match=error):
+            load_recipe(system, overrides=[f"training.initial={start}"]).job(request)
 
 
 @pytest.mark.parametrize(("change", "misfit"), [

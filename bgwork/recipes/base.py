@@ -23,7 +23,7 @@ from bgwork.reweighting import ess, weigh
 from bgwork.samplers.batches import Progress
 from bgwork.samplers.integrators import TABLEAUS
 from bgwork.spaces import Euclidean, MeanFree, Space
-from bgwork.system import Section, System
+from bgwork.system import Section, System, load_system
 from bgwork.training import TrainingJob
 
 RAW_QUANTILES = ("raw_u_05", "raw_u_50", "raw_u_95")  # of the samples that ESS is evaluated on, in the metrics
@@ -159,18 +159,21 @@ def initial_network(recipe: Recipe, system: System, *, seed: int) -> nn.Module:
 
 
 def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str = "", ignore: tuple[str, ...] = ()) -> None:
-    """Start from the weights of one of the system's generators.
+    """Start from the weights of one of the system's generators, or of another system's.
 
     Args:
         network: changed in place.
-        system: whose generator it is.
-        name: of the generator.
+        system: whose generator it is, unless the name says otherwise.
+        name: of the generator; SYSTEM/NAME for another system's.
         wrapper: prefix that the weights' names have in generators in which the network is a part.
         ignore: prefixes of the other parts.
     Raises:
         RecipeError: if they do not fit the network.
+        SystemFileError: if there is no such system.
+        FileError: if it has no such generator.
     """
-    path = system.path / "generators" / f"{name}.safetensors"
+    owner, _, name = name.rpartition("/")
+    path = (load_system(owner) if owner else system).path / "generators" / f"{name}.safetensors"
     weights = {key.removeprefix(wrapper): value for key, value in store.load_checkpoint(path)[0].items() if not key.startswith(ignore)}
     misfit = misfit_of(weights, network)
     if misfit:
