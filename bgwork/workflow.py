@@ -109,8 +109,9 @@ class Training:
             RunError: if there are none, or they are of another system.
         """
         if not self.source.exists():
-            remedy = f"make some with `bgwork reference {self.system.name} -n 100000`, or give --data"
-            raise runs.RunError(f"no training data at {self.source}; {remedy}")
+            enough = self.system.reference.chains * self.system.reference.draws
+            made = f"make some with `bgwork reference {self.system.name} -n {enough}`, or " if enough else ""
+            raise runs.RunError(f"no training data at {self.source}; {made}give --data")
         proposal = runs.proposal_of(store.load_samples(self.source))
         if proposal.space != self.system.space:
             raise runs.RunError(f"{self.source} holds configurations on {proposal.space}, {self.system.name} needs {self.system.space}")
