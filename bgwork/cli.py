@@ -88,7 +88,8 @@ def reference(
     """Make equilibrium reference data, or take over your own, and refuse to save them unless they converged.
 
     Clusters by Markov chains (checked: split R-hat < 1.01, the virial against its exact value, agreement between different starts);
-    molecules by metadynamics with a frozen bias, against an independent replica exchange.
+    molecules by metadynamics with a frozen bias, against an independent replica exchange; energies too costly for that by sequential Monte
+    Carlo from another system's data, between islands that must agree.
 
     Examples: `bgwork reference lj13 -n 100000 --seed 1`,
     `bgwork reference ala2-obc2 --from traj.dcd --top x.pdb --frame-time 1 --temperature 300`

@@ -26,6 +26,8 @@ from bgwork.samplers.starts import STARTS
 from bgwork.system import System
 
 RHAT_LIMIT = 1.01
+REMEDY = "ask for more samples, or set a longer burn_in and thin in system.toml"
+REMEDY_OF_TRANSFER = "ask for more samples, set more transitions or keep nearer 1 in system.toml, or start from another energy"
 
 
 def generate(system: System, n: int, *, seed: int, progress: Progress = silent) -> ReferenceRun:
@@ -93,7 +95,7 @@ def save(run: ReferenceRun, folder: Path, *, stem: str = "samples", command: str
     """
     failed = [str(c) for c in run.checks if not c.passed]
     if failed:
-        remedy = "ask for more samples, or set a longer burn_in and thin in system.toml"
+        remedy = REMEDY_OF_TRANSFER if run.made.get("settings", {}).get("sampler") == "transfer" else REMEDY
         raise ReferenceError("\n  ".join([f"not saved, {len(failed)} of {len(run.checks)} checks failed ({remedy}):", *failed]))
     store.save_samples(Path(folder) / f"{stem}.npz", run.proposal)
     checks = [{**asdict(c), "passed": c.passed} for c in run.checks]

@@ -1,7 +1,8 @@
 """Equilibrium data of a molecule under a costly energy, from those under a cheap one, checked before they may be saved.
 
     1. configurations of the other system (`bgwork reference` made them) are brought to this energy by sequential Monte Carlo
-       (`samplers.transfer`): averages and error bars are those of its weighted islands, each of which began with other walkers;
+       (`samplers.transfer`), an equal share from each basin: averages and error bars are those of its weighted islands, each of which began
+       with other walkers;
     2. configurations are resampled by weight and moved on by Hamiltonian Monte Carlo on this energy: the equilibrium set.
 
 Nothing crosses high barriers in so few moves, so that basins must overlap between the energies: one that is empty under the other
@@ -19,14 +20,14 @@ from bgwork import store
 from bgwork.molecule import TransferSection
 from bgwork.protocols import Target
 from bgwork.provenance import commit, file_fingerprint, versions
-from bgwork.records import MOVED, Estimate, Proposal, WeightedSamples, with_edit
+from bgwork.records import MOVED, Density, Estimate, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, data_of, virial_check
 from bgwork.reference_md import AGREEMENT_LIMIT, estimate
 from bgwork.reweighting import resample, weigh
 from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.moves import Hamiltonian, Walkers
 from bgwork.samplers.moves import Path as EnergyPath
-from bgwork.samplers.schedules import Schedule
+from bgwork.samplers.schedules import Meter, Schedule
 from bgwork.samplers.transfer import Transferred
 from bgwork.system import System, load_system
 
@@ -62,25 +63,32 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
         seed: of everything random.
         progress: called as progress(done, total, text), in gradients.
     Raises:
-        ReferenceError: if the other system has no data or is another molecule, or n is too small.
+        ReferenceError: if the other system has no data or is another molecule, or n is too small or larger than those data.
     """
     settings, target, generator = system.reference, Told(system.differentiable_target, progress), torch.Generator().manual_seed(seed)
     if n < 4 * settings.chains:
         raise ReferenceError(f"{n} configurations are too few for {settings.chains} islands; ask for at least {4 * settings.chains}")
     other = load_system(settings.start)
     source = configurations(system, other)
+    if max(n, settings.pilot) > len(source):
+        raise ReferenceError(f"{max(n, settings.pilot)} configurations are to start from, {data_of(other.name)} has {len(source)}; "
+                             f"ask for fewer, or make more with `bgwork reference {other.name}`")
     transfer = Transferred(
         source=source, other=other.differentiable_target, target=target, islands=settings.chains, keep=settings.keep, pilot=settings.pilot,
+        strata=system.functions[system.basins](source.x).long() if system.basins else None,
         kernel=Hamiltonian(leapfrog=settings.leapfrog, transitions=settings.transitions, first_step=0.002), system=system.name)
     schedule = transfer.tune(generator=generator)
     moves = 1 + settings.leapfrog * settings.transitions
     target.expect(n * (len(schedule.betas) * moves + 1 + settings.leapfrog * settings.relaxation), f"{len(schedule.betas)} steps of energy")
     brought = transfer.run(transfer.start(n, generator=generator), schedule, generator=generator).proposal
     weighted = weigh(replace(brought, origin=replace(brought.origin, seed=seed, commit=commit())), system.target)
+    meter = Meter(target)
     proposal = relaxed(weighted, target, settings, schedule, generator=generator)
+    cost = brought.cost + schedule.cost + meter.read()
     made = {"system": system.name, "n": n, "seed": seed, "chains": settings.chains, "settings": settings.model_dump(), "commit": commit(),
-            "versions": versions(), "cost": asdict(brought.cost + schedule.cost), "note": brought.note,
+            "versions": versions(), "cost": asdict(cost), "note": brought.note,
             "start": {"file": str(data_of(other.name)), "fingerprint": file_fingerprint(data_of(other.name))}}
+    proposal = replace(proposal, cost=cost)
     return ReferenceRun(proposal=proposal, checks=tuple(check(system, weighted, proposal)), estimates=estimate(system, weighted), made=made)
 
 
@@ -88,16 +96,18 @@ def configurations(system: System, other: System) -> Proposal:
     """Equilibrium configurations of the other system, of the same molecule.
 
     Raises:
-        ReferenceError: if there are none, or it is another molecule or at another temperature.
+        ReferenceError: if there are none, they carry weights, or it is another molecule.
     """
-    if other.topology is None or (other.topology.elements, other.topology.bonds) != (system.topology.elements, system.topology.bonds):
+    if not system.topology.same_molecule(other.topology):
         raise ReferenceError(f"{other.name} is not the molecule of {system.name}, atom by atom; name another system in reference.start")
     path, chains = data_of(other.name), system.reference.chains
     if not path.exists():
         raise ReferenceError(f"{system.name} starts from {other.name}, of which there are no data at {path}; make some with "
                              f"`bgwork reference {other.name}`")
-    samples = store.load_samples(path)
-    source = samples.proposal if isinstance(samples, WeightedSamples) else samples
+    source = store.load_samples(path)
+    if isinstance(source, WeightedSamples) or source.density is not Density.UNNORMALISED:
+        raise ReferenceError(f"{path} holds weighted samples of a generator, not equilibrium data; make those with "
+                             f"`bgwork reference {other.name}`")
     groups = 0 if source.group is None else len(source.group.unique())
     if source.space != system.space or groups < chains:
         raise ReferenceError(f"{path} holds {len(source)} configurations on {source.space} of {groups} independent walkers; {chains} "

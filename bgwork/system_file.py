@@ -131,7 +131,8 @@ class SystemFile(Section):
         if not isinstance(self.reference, MetadynamicsSection):
             return self
         if self.engines.target != "openmm":
-            raise ValueError('reference.sampler = "metadynamics" needs engines.target = "openmm"; choose "given" and bring a trajectory')
+            raise ValueError('reference.sampler = "metadynamics" needs engines.target = "openmm"; choose "transfer" from a '
+                             'system of the same molecule that has one, or "given" and bring a trajectory')
         if self.reference.temperatures[0] != self.energy.temperature:
             raise ValueError(f"reference.temperatures start at {self.reference.temperatures[0]} K, "
                              f"but energy.temperature is {self.energy.temperature} K; make them equal")

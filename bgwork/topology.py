@@ -43,6 +43,10 @@ class Topology:
             found[j].append(i)
         return tuple(tuple(sorted(found[k])) for k in range(len(self)))
 
+    def same_molecule(self, other: Topology | None) -> bool:
+        """Whether another has the same elements in the same order with the same bonds."""
+        return other is not None and (self.elements, set(self.bonds)) == (other.elements, set(other.bonds))
+
     def atom(self, residue: int, name: str) -> int | None:
         """Index of an atom by its residue's index and its name, or None."""
         found = [k for k in range(len(self)) if self.residue_of[k] == residue and self.names[k] == name]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,15 +17,19 @@ from oracles import GaussianOracle, TwoWells, propose
 from bgwork import reference_transfer
 from bgwork.molecule import TransferSection
 from bgwork.priors import Gaussian
-from bgwork.records import Density, Origin, Proposal
+from bgwork.records import Cost, Density, Origin, Proposal
+from bgwork.reference import save
 from bgwork.reference_checks import ReferenceError
+from bgwork.reference_md import estimate
 from bgwork.reweighting import ess, expectation, weigh
 from bgwork.samplers.mcmc import HMC
-from bgwork.samplers.moves import Hamiltonian, Path
+from bgwork.samplers.moves import Hamiltonian
+from bgwork.samplers.moves import Path as EnergyPath
 from bgwork.samplers.schedules import Schedule
-from bgwork.samplers.transfer import Transferred
+from bgwork.samplers.transfer import Transferred, drawn_evenly
 from bgwork.spaces import MeanFree
-from bgwork.system import load_system
+from bgwork.store import load_samples, save_samples
+from bgwork.system import load_system, reference_samples
 
 SPACE = MeanFree(n=4, d=2)
 
@@ -70,19 +75,50 @@ def test_error_bars_cover():
     assert abs((z < 1).double().mean().item() - 0.67) < 4 * math.sqrt(0.67 * 0.33 / 60) and (z < 2).double().mean() > 0.85
 
 
-def test_islands_inherit_what_their_chains_disagree_on():
-    """Ten chains each stuck in one of two wells: the share of wells is as uncertain as ten coins, however many rows there are."""
-    wells, generator = TwoWells(), seed(5)
-    side = torch.tensor([1.0, 1, -1, 1, -1, 1, 1, -1, 1, 1], dtype=torch.float64)
-    group = torch.arange(2000) % 10
-    x = wells.std * torch.randn(2000, 1, wells.d, generator=generator, dtype=torch.float64)
+def in_wells(group, side):
+    """Rows of `TwoWells`, each in the well that its chain is stuck in."""
+    wells = TwoWells()
+    x = wells.std * torch.randn(len(group), 1, wells.d, generator=seed(5), dtype=torch.float64)
     x[:, 0, 0] += wells.shift * side[group]
-    source = Proposal(x=x, log_q=-wells.u(x), space=wells.space, density=Density.UNNORMALISED, group=group,
-                      origin=Origin(method="stuck chains", system="wells"))
-    schedule = Schedule(betas=(1.0,), steps=(0.01,))
-    transfer = Transferred(source=source, other=wells, target=wells, islands=10, kernel=Hamiltonian(leapfrog=1), schedule=schedule)
-    found = expectation(weigh(transfer.sample(1000, generator=generator), wells), right)
-    assert abs(found.value - 0.7) < 0.02 and 0.1 < found.stderr < 0.2
+    return wells, Proposal(x=x, log_q=-wells.u(x), space=wells.space, density=Density.UNNORMALISED, group=group,
+                           origin=Origin(method="stuck chains", system="wells"))
+
+
+def stuck(source, wells, **options):
+    """The share of the right well after a transfer that changes nothing and moves nothing."""
+    options = {"islands": 10, "kernel": Hamiltonian(leapfrog=1), "schedule": Schedule(betas=(1.0,), steps=(0.01,))} | options
+    transfer = Transferred(source=source, other=wells, target=wells, **options)
+    return expectation(weigh(transfer.sample(1000, generator=seed(6)), wells), right)
+
+
+def test_islands_inherit_what_their_chains_disagree_on():
+    """Ten chains of unequal lengths, each stuck in one of two wells: the share of wells is as uncertain as they make it, however many rows
+    there are, and an island that held parts of two chains would hide some of it."""
+    side = torch.tensor([1.0, 1, -1, 1, -1, 1, 1, -1, 1, 1], dtype=torch.float64)
+    group = torch.repeat_interleave(torch.arange(10), torch.tensor([100, 260, 240, 180, 220, 150, 290, 210, 150, 200]))
+    wells, source = in_wells(group, side)
+    exact, found = expectation(weigh(source, wells), right), stuck(source, wells)
+    assert abs(found.value - exact.value) < 0.01 and abs(found.stderr / exact.stderr - 1) < 0.05
+
+
+def test_strata_make_what_is_rare_certain_without_bias():
+    """One row in fifty lies to the right: with half of the rows drawn there, the share has the same value, and survives resampling."""
+    group, generator = torch.arange(4000) % 40, seed(7)
+    rare = (torch.rand(4000, generator=generator) < 0.02).long()
+    wells, source = in_wells(torch.arange(4000), 2.0 * rare.double() - 1)
+    source = replace(source, group=group)
+    exact = expectation(weigh(source, wells), right)
+    shares = [stuck(source, wells, strata=strata, resample_below=1.0) for strata in (None, rare)]
+    assert abs(shares[1].value - exact.value) < 0.1 * exact.stderr  # all rows to the right were drawn
+    assert abs(shares[0].value - exact.value) < 4 * shares[0].stderr and shares[0].stderr > 1.5 * shares[1].stderr
+
+
+def test_every_row_of_a_stratum_is_drawn_as_often():
+    island, stratum = torch.arange(60) // 6, (torch.arange(60) % 12 == 0).long()
+    drawn = torch.stack([drawn_evenly(island, stratum, 20, generator=seed(k)).bincount(minlength=60) for k in range(400)])
+    assert drawn.max() == 1 and drawn[:, stratum == 1].sum(1).eq(5).all() and drawn.sum(1).eq(20).all()  # five rows are all that there are
+    share, often = 15 / 55, drawn[:, stratum == 0].double().mean(0)
+    assert ((often - share).abs() < 4 * math.sqrt(share * (1 - share) / 400)).all()
 
 
 def test_from_chains_as_they_come():
@@ -101,12 +137,35 @@ def test_more_rows_than_samples_are_refused():
         transfer.sample(40, generator=seed())
 
 
+@pytest.mark.parametrize("density", [Density.EXACT, Density.PATH])
+def test_samples_of_a_generator_are_no_equilibrium_set(density):
+    with pytest.raises(ValueError, match=f"these are {density.value} ones.*resample them by weight first"):
+        to_narrow(replace(gaussian_samples(30, std=1.0, k=0), density=density), islands=4)
+
+
+def test_more_islands_than_chains_are_refused():
+    source = replace(gaussian_samples(30, std=1.0, k=0), group=torch.arange(30) % 3)
+    with pytest.raises(ValueError, match="4 islands need as many chains, the source has 3"):
+        to_narrow(source, islands=4)
+
+
+def test_labels_must_match_the_rows():
+    with pytest.raises(ValueError, match="30 rows need as many stratum labels"):
+        to_narrow(gaussian_samples(30, std=1.0, k=0), islands=4, strata=torch.zeros(29, dtype=torch.int64))
+
+
+def test_the_work_of_the_source_is_not_counted_again():
+    source = replace(gaussian_samples(400, std=1.0, k=0), cost=Cost(gradient=1_000_000))
+    transfer, target = to_narrow(source, islands=4, pilot=16)
+    assert transfer.sample(100, generator=seed()).cost.gradient == target.n_gradient < 100_000
+
+
 def test_a_path_has_one_start():
     target = GaussianOracle(space=SPACE, std=1.0)
     with pytest.raises(ValueError, match="give one of them"):
-        Path(target=target, prior=Gaussian(space=SPACE), other=target)
+        EnergyPath(target=target, prior=Gaussian(space=SPACE), other=target)
     with pytest.raises(ValueError, match="the other energy lives on"):
-        Path(target=target, other=GaussianOracle(space=MeanFree(n=3, d=2), std=1.0))
+        EnergyPath(target=target, other=GaussianOracle(space=MeanFree(n=3, d=2), std=1.0))
 
 
 @pytest.fixture
@@ -135,6 +194,23 @@ def test_a_basin_that_was_hardly_filled_is_not_passed(beside_vacuum):
     run = reference_transfer.generate(beside_vacuum, 40, seed=0)
     (check,) = [check for check in run.checks if "Delta F(phi)" in check.name]
     assert not check.passed
+    with pytest.raises(ReferenceError, match="set more transitions or keep nearer 1"):
+        save(run, Path("out"))
+    assert not Path("out").exists()
+
+
+def test_configurations_brought_to_their_own_energy_pass_and_are_saved(beside_vacuum):
+    """Nothing changes but what the moves make of the rows: the averages are those of the data, and every check passes."""
+    vacuum = load_system("ala2-vacuum")
+    settings = beside_vacuum.reference.model_copy(update={"chains": 20})
+    run = reference_transfer.generate(replace(vacuum, reference=settings), 400, seed=0)
+    assert all(check.passed for check in run.checks), [str(check) for check in run.checks if not check.passed]
+    exact = estimate(vacuum, weigh(reference_samples(vacuum), vacuum.target))
+    for name in ("u", "phi_positive", "psi_cos", "delta_f_phi"):
+        assert abs(run.estimates[name].z(exact[name])) < 4
+    assert run.estimates["delta_f_phi"].stderr < 0.3 and run.proposal.cost == Cost(**run.made["cost"])
+    save(run, Path("out"))
+    assert len(load_samples(Path("out") / "samples.npz")) == 400
 
 
 @pytest.mark.parametrize("change, said", [
@@ -149,6 +225,19 @@ def test_data_that_do_not_fit_are_refused(beside_vacuum, change, said):
 def test_too_few_configurations_are_refused(beside_vacuum):
     with pytest.raises(ReferenceError, match="39 configurations are too few for 10 islands; ask for at least 40"):
         reference_transfer.generate(beside_vacuum, 39, seed=0)
+
+
+def test_more_configurations_than_there_are_data_are_refused_before_any_work(beside_vacuum):
+    with pytest.raises(ReferenceError, match="3000 configurations are to start from, .* has 2000"):
+        reference_transfer.generate(beside_vacuum, 3000, seed=0)
+    assert beside_vacuum.differentiable_target.n_gradient == 0
+
+
+def test_weighted_samples_are_no_data(beside_vacuum):
+    path = Path("runs/ala2-vacuum/reference/samples.npz")
+    save_samples(path, replace(load_samples(path), density=Density.EXACT))
+    with pytest.raises(ReferenceError, match="not equilibrium data"):
+        reference_transfer.generate(beside_vacuum, 400, seed=0)
 
 
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch):

@@ -168,12 +168,15 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
         wrapper: prefix that the weights' names have in generators in which the network is a part.
         ignore: prefixes of the other parts.
     Raises:
-        RecipeError: if they do not fit the network.
+        RecipeError: if they do not fit the network, or are of another molecule.
         SystemFileError: if there is no such system.
         FileError: if it has no such generator.
     """
     owner, _, name = name.rpartition("/")
-    path = (load_system(owner) if owner else system).path / "generators" / f"{name}.safetensors"
+    other = load_system(owner) if owner else system
+    if system.topology is not None and not system.topology.same_molecule(other.topology):
+        raise RecipeError(f"{other.name} is not the molecule of {system.name}, atom by atom; its generators cannot be started from")
+    path = other.path / "generators" / f"{name}.safetensors"
     weights = {key.removeprefix(wrapper): value for key, value in store.load_checkpoint(path)[0].items() if not key.startswith(ignore)}
     misfit = misfit_of(weights, network)
     if misfit:
@@ -183,12 +186,15 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
 
 def misfit_of(weights: Mapping[str, Tensor], network: nn.Module) -> str:
     """Why weights cannot be those of a network, in words; empty if they can."""
-    own = network.state_dict()
-    lacking, unknown = {name for name, _ in network.named_parameters()} - weights.keys(), weights.keys() - own.keys()
+    own, parameters = network.state_dict(), {name for name, _ in network.named_parameters()}
+    lacking, unknown = parameters - weights.keys(), weights.keys() - own.keys()
     if lacking or unknown:
         return f"{len(lacking)} weights missing, {len(unknown)} unknown"
     other = next((name for name in weights if own[name].shape != weights[name].shape), None)
-    return f"its {other} is {list(weights[other].shape)}, not {list(own[other].shape)}" if other else ""
+    if other:
+        return f"its {other} is {list(weights[other].shape)}, not {list(own[other].shape)}"
+    fixed = next((name for name in weights.keys() - parameters if not torch.equal(own[name], weights[name])), None)
+    return f"its {fixed} has other values, as with another r_max" if fixed else ""
 
 
 def job_meta(recipe: Recipe, request: Request) -> Mapping[str, Any]:

@@ -149,7 +149,8 @@ class LoopSection(Section):
 
 
 class FlowMatchingTrainingSection(LoopSection):
-    """[training] of flow matching: batch size, shares of late and early times, and the system's generator to start from."""
+    """[training] of flow matching: batch size, shares of late and early times, and the generator to start from (of another
+    system: SYSTEM/NAME)."""
 
     batch: Count = 256
     late_times: Share = 0.5
@@ -197,6 +198,6 @@ class DivergenceSection(Section):
 
 
 class PolishTrainingSection(LoopSection):
-    """[training] of a polish: the loop's settings and the system's generator to start from; `compiled` is for a flow's Jacobian."""
+    """[training] of a polish: the loop's settings and the generator to start from; `compiled` is for a flow's Jacobian."""
 
     initial: str

@@ -51,7 +51,7 @@ class ReplaySection(Section):
 
 
 class EnergyTrainingSection(LoopSection):
-    """[training] from an energy: the loop, the shares of late and early times, and the system's generator to start from."""
+    """[training] from an energy: the loop, the shares of late and early times, and the generator to start from."""
 
     late_times: Share = 0.0
     early_times: Share = 0.0

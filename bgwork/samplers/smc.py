@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bgwork.protocols import Prior, Sampler, Target
 from bgwork.records import Cost, Density, Origin, Proposal, WeightedSamples
@@ -81,7 +82,7 @@ class Tempering:
 
 @dataclass(frozen=True, kw_only=True)
 class Annealer(Tempering, abc.ABC):
-    """What `SMC`, `AnnealedImportance` and `Rejuvenated` share. Arguments as in `Tempering`, and
+    """What `SMC`, `AnnealedImportance`, `Rejuvenated` and `transfer.Transferred` share. Arguments as in `Tempering`, and
 
     Args:
         target: reduced energy u.
@@ -164,8 +165,12 @@ class Annealer(Tempering, abc.ABC):
         proposal, alive = weighted.proposal, weighted.log_w > -math.inf
         walkers = Walkers(x=proposal.x, u_0=self.path.u_0(proposal.x), u=weighted.u)
         log_w = -walkers.u_0 - self.first_beta * slope(walkers, alive) - proposal.log_q
-        return Population(walkers=walkers, log_w=torch.where(alive, log_w, -math.inf), island=in_islands(len(weighted), islands),
+        return Population(walkers=walkers, log_w=torch.where(alive, log_w, -math.inf), island=self.dealt_out(weighted, islands),
                           ancestor=torch.arange(len(weighted)))
+
+    def dealt_out(self, weighted: WeightedSamples, islands: int) -> Tensor:
+        """Island of each row, [N]."""
+        return in_islands(len(weighted), islands)
 
     def _handed_over(self, weighted: WeightedSamples, population: Population, schedule: Schedule, spent: Cost) -> Annealed:
         """log_q = -u - log w; rows without weight are where they were drawn, and keep their log_q."""
