@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bgwork import store
+from bgwork.molecule import GivenSection
 from bgwork.records import Density, Estimate
 from bgwork.reference import Check, ReferenceError, check, generate, measure, save, thinned
 from bgwork.system import list_systems, load_system, reference_samples
@@ -158,7 +159,7 @@ def test_thinning_keeps_whole_draws(run):
 
 def test_a_system_whose_data_are_brought_makes_none():
     with pytest.raises(ReferenceError, match="ala2-xtb has no sampler of its own; bring a trajectory"):
-        generate(load_system("ala2-xtb"), 100, seed=0)
+        generate(dataclasses.replace(load_system("ala2-xtb"), reference=GivenSection(sampler="given")), 100, seed=0)
 
 
 @pytest.mark.parametrize("name", [name for name in list_systems() if (load_system(name).path / "reference.npz").exists()])

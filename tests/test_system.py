@@ -212,7 +212,7 @@ def test_tight_binding_takes_no_force_field_engine(molecule):
         load_system(path)
     text = (path / "system.toml").read_text().replace('"openmm"', '"tblite"').replace('= "torch"', '= "tblite"')
     (path / "system.toml").write_text(text)
-    with pytest.raises(SystemFileError, match='choose "given" and bring a trajectory'):
+    with pytest.raises(SystemFileError, match='choose "transfer" .* or "given" and bring a trajectory'):
         load_system(path)
     (path / "system.toml").write_text(text.replace("metadynamics", "given"))
     assert load_system(path).energy == "tight-binding"
