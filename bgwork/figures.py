@@ -127,7 +127,7 @@ def _compare(figure: Figure, weighted: WeightedSamples, reference: WeightedSampl
             curve = histogram(other, normalised_weights(theirs), edges, theirs.proposal.group)
             axes.stairs(curve.density, edges, color=REFERENCE, lw=1.4, label="reference")
             tops.append(curve.density.max())
-        beyond = 1 - float((raw.density * np.diff(edges)).sum())
+        beyond = max(0.0, 1 - float((raw.density * np.diff(edges)).sum()))  # round-off would print -0.0%
         axes.set_title(f"{beyond:.1%} of the raw samples lie outside", fontsize=8, loc="right", color="#777777")
         best = histogram(own, normalised_weights(ours), edges, ours.proposal.group)
         centre = 0.5 * (edges[1:] + edges[:-1])
