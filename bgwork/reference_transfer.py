@@ -69,27 +69,35 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
     if n < 4 * settings.chains:
         raise ReferenceError(f"{n} configurations are too few for {settings.chains} islands; ask for at least {4 * settings.chains}")
     other = load_system(settings.start)
-    source = configurations(system, other)
-    if max(n, settings.pilot) > len(source):
-        raise ReferenceError(f"{max(n, settings.pilot)} configurations are to start from, {data_of(other.name)} has {len(source)}; "
-                             f"ask for fewer, or make more with `bgwork reference {other.name}`")
-    transfer = Transferred(
-        source=source, other=other.differentiable_target, target=target, islands=settings.chains, keep=settings.keep, pilot=settings.pilot,
-        strata=system.functions[system.basins](source.x).long() if system.basins else None,
-        kernel=Hamiltonian(leapfrog=settings.leapfrog, transitions=settings.transitions, first_step=0.002), system=system.name)
+    transfer = transfer_of(system, other, target, n)
     schedule = transfer.tune(generator=generator)
-    moves = 1 + settings.leapfrog * settings.transitions
-    target.expect(n * (len(schedule.betas) * moves + 1 + settings.leapfrog * settings.relaxation), f"{len(schedule.betas)} steps of energy")
+    moves = len(schedule.betas) * (1 + settings.leapfrog * settings.transitions) + 1 + settings.leapfrog * settings.relaxation
+    target.expect(n * moves, f"{len(schedule.betas)} steps of energy")
     brought = transfer.run(transfer.start(n, generator=generator), schedule, generator=generator).proposal
     weighted = weigh(replace(brought, origin=replace(brought.origin, seed=seed, commit=commit())), system.target)
     meter = Meter(target)
-    proposal = relaxed(weighted, target, settings, schedule, generator=generator)
-    cost = brought.cost + schedule.cost + meter.read()
+    moved = relaxed(weighted, target, settings, schedule, generator=generator)
+    proposal = replace(moved, cost=brought.cost + schedule.cost + meter.read())
     made = {"system": system.name, "n": n, "seed": seed, "chains": settings.chains, "settings": settings.model_dump(), "commit": commit(),
-            "versions": versions(), "cost": asdict(cost), "note": brought.note,
+            "versions": versions(), "cost": asdict(proposal.cost), "note": brought.note,
             "start": {"file": str(data_of(other.name)), "fingerprint": file_fingerprint(data_of(other.name))}}
-    proposal = replace(proposal, cost=cost)
     return ReferenceRun(proposal=proposal, checks=tuple(check(system, weighted, proposal)), estimates=estimate(system, weighted), made=made)
+
+
+def transfer_of(system: System, other: System, target: Told, n: int) -> Transferred:
+    """What brings n configurations of the other system to the target; basins are strata.
+
+    Raises:
+        ReferenceError: as `configurations`, or if n or the pilot is larger than those data.
+    """
+    settings, source = system.reference, configurations(system, other)
+    if max(n, settings.pilot) > len(source):
+        raise ReferenceError(f"{max(n, settings.pilot)} configurations are to start from, {data_of(other.name)} has {len(source)}; "
+                             f"ask for fewer, or make more with `bgwork reference {other.name}`")
+    return Transferred(
+        source=source, other=other.differentiable_target, target=target, islands=settings.chains, keep=settings.keep, pilot=settings.pilot,
+        strata=system.functions[system.basins](source.x).long() if system.basins else None,
+        kernel=Hamiltonian(leapfrog=settings.leapfrog, transitions=settings.transitions, first_step=0.002), system=system.name)
 
 
 def configurations(system: System, other: System) -> Proposal:

@@ -56,12 +56,13 @@ def reference_from(system: System, trajectory: Path, *, frame_time: float, tempe
     folder = folder or data_of(system.name).parent
     runs.ensure_writable(folder)
     made = from_trajectory(system, trajectory, frame_time=frame_time, temperature=temperature, top=top)
-    terminal.say(made.proposal.note)
     save_reference(made, system, folder)
 
 
 def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
-    """Show checks and averages of reference data, and save what passed."""
+    """Show the note, checks and averages of reference data, and save what passed."""
+    if made.proposal.note:
+        terminal.say(made.proposal.note)
     rows = [(c.name, tables.number(c.value), tables.number(c.limit), "passed" if c.passed else "FAILED") for c in made.checks]
     terminal.show(f"Checks of {len(made.proposal)} reference samples of {system.name}", ("check", "value", "must be below", ""), rows)
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in made.estimates.items()]

@@ -117,6 +117,9 @@ def test_every_row_of_a_stratum_is_drawn_as_often():
     island, stratum = torch.arange(60) // 6, (torch.arange(60) % 12 == 0).long()
     drawn = torch.stack([drawn_evenly(island, stratum, 20, generator=seed(k)).bincount(minlength=60) for k in range(400)])
     assert drawn.max() == 1 and drawn[:, stratum == 1].sum(1).eq(5).all() and drawn.sum(1).eq(20).all()  # five rows are all that there are
+    by_island = torch.stack([drawn[:, (island == k) & (stratum == 0)].sum(1) for k in range(10)], 1)
+    exact = 15 / 55 * torch.tensor([((island == k) & (stratum == 0)).sum() for k in range(10)])
+    assert ((by_island - exact).abs() < 1).all()  # evenly from all islands, not just on average
     share, often = 15 / 55, drawn[:, stratum == 0].double().mean(0)
     assert ((often - share).abs() < 4 * math.sqrt(share * (1 - share) / 400)).all()
 
@@ -154,6 +157,12 @@ def test_labels_must_match_the_rows():
         to_narrow(gaussian_samples(30, std=1.0, k=0), islands=4, strata=torch.zeros(29, dtype=torch.int64))
 
 
+def test_no_stratum_may_be_left_out():
+    with pytest.raises(ValueError, match="8 rows cannot hold some of each of 10 strata"):
+        transfer, _ = to_narrow(gaussian_samples(30, std=1.0, k=0), islands=4, strata=torch.arange(30) % 10, pilot=8)
+        transfer.sample(20, generator=seed())
+
+
 def test_the_work_of_the_source_is_not_counted_again():
     source = replace(gaussian_samples(400, std=1.0, k=0), cost=Cost(gradient=1_000_000))
     transfer, target = to_narrow(source, islands=4, pilot=16)
@@ -188,6 +197,7 @@ def test_a_molecule_is_brought_to_another_energy(beside_vacuum):
     names = [check.name for check in run.checks]
     assert any("halves" in name for name in names) and any("Delta F(phi)" in name for name in names)
     assert told[-1][0] == told[-1][1] and told[0][1] is None  # all that was expected, once the steps were known
+    assert run.proposal.cost.gradient == told[-1][0]  # pilot, islands and relaxation; what the checks ask for afterwards is not sampling
 
 
 def test_a_basin_that_was_hardly_filled_is_not_passed(beside_vacuum):

@@ -86,13 +86,15 @@ class Transferred(Annealer):
         """n of the source's rows, weighed with the target; `group` is stratum * islands + island.
 
         Raises:
-            ValueError: if the source has fewer.
+            ValueError: if the source has fewer, or they are fewer than the strata, of which none may be left out.
         """
         if n > len(self.source):
             raise ValueError(f"{n} rows were asked for, of {len(self.source)} samples to start from; ask for fewer, or bring more")
         number = torch.arange(len(self.source)) if self.source.group is None else self.source.group.unique(return_inverse=True)[1]
         island = number * self.islands // self.chains
         stratum = torch.zeros_like(number) if self.strata is None else self.strata.unique(return_inverse=True)[1]
+        if n <= stratum.max():
+            raise ValueError(f"{n} rows cannot hold some of each of {stratum.max() + 1} strata; ask for more (or a larger pilot)")
         rows = drawn_evenly(island, stratum, n, generator=generator)
         share = stratum.bincount() * n / (len(self.source) * stratum[rows].bincount())
         drawn = self.source.take(rows)
