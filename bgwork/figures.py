@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from bgwork.baselines import Baseline
@@ -184,6 +184,7 @@ def _draw_tail(axes: mpl.axes.Axes, relative: Tensor, k: float, limit: float) ->
                   lw=1.4, label=f"Pareto tail, k = {k:.2f} (limit {limit:.2f})")
     axes.set(title="Largest weights", xlabel=r"$w/\langle w\rangle$", ylabel=r"fraction of samples above", xscale="log", yscale="log",
              xlim=(max(ordered[-1], 1e-3), 2 * ordered[0]), ylim=(0.5 / n, 1.5))
+    _label_decades(axes, max(ordered[-1], 1e-3), 2 * ordered[0], StrMethodFormatter("{x:g}"))
     axes.legend(loc="lower left", fontsize=9)
 
 
@@ -288,6 +289,11 @@ def _evaluations_axis(axes: Axes, asked: np.ndarray) -> None:
     """Logarithmic, from the first evaluations on."""
     first, last = asked[asked > 0].min(), asked.max()
     axes.set(xscale="log", xlabel="energies + gradients asked for", xlim=(first, 1.15 * last))
+    _label_decades(axes, first, last, EngFormatter(sep=""))
+
+
+def _label_decades(axes: Axes, first: float, last: float, formatter: Formatter) -> None:
+    """A logarithmic axis labelled at every decade and, where those are few, at 2 and 5 within; matplotlib's own labels would overlap."""
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if last > 300 * first else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(formatter)
     axes.xaxis.set_minor_formatter(NullFormatter())
