@@ -52,7 +52,8 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_d
 Integrator = Annotated[str | None, typer.Option(help="euler, midpoint, heun, rk4, or dopri5 (adaptive).", show_default=OWN)]
 Steps = Annotated[int | None, typer.Option(help="Steps of the fixed grid; midpoint makes two evaluations in each.", show_default=OWN)]
 Weights = Annotated[str | None, typer.Option(
-    help="density (exact, of the very map that was run), continuous (divergence integral) or path (of the kernels that were run).",
+    help="density (exact, of the very map that was run), continuous (divergence integral), path (of the kernels that were run) or "
+         "directional (path weights with a width for each direction, from the field's Jacobian).",
     show_default=OWN)]
 Recipe = Annotated[str | None, typer.Option(
     help="Which of a system's shipped generators, by recipe (see `bgwork systems`).", show_default="the one the system names")]

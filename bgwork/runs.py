@@ -35,7 +35,8 @@ from bgwork.system import System, load_system
 
 SETTINGS_FILE = "sampling.toml"
 INTEGRATORS = tuple(dict.fromkeys(name for kind in OBJECTIVES.values() for name in kind.integrators))  # of any generator
-WEIGHTS = ("density", "continuous", "path")
+WEIGHTS = ("density", "continuous", "path", "directional")
+ON_PATHS = ("path", "directional")
 
 Note = Callable[[str], None]
 
@@ -73,8 +74,8 @@ class SampleSettings:
         seed: of the prior draws.
         integrator: euler, midpoint, heun, rk4 on a fixed grid, or dopri5 (adaptive); by default the generator's own.
         steps: of the sampler; by default the generator's own.
-        weights: "density" (exact, of the map that was run), "continuous" (divergence integral, the only one for dopri5) or "path" (of
-            the kernels that were run); by default the generator's own.
+        weights: "density" (exact, of the map that was run), "continuous" (divergence integral, the only one for dopri5), "path" (of
+            the kernels that were run) or "directional" (the same with a width for each direction); by default the generator's own.
         compiled: whether Jacobians are compiled first, which changes the numbers by round-off.
     """
 
@@ -148,7 +149,7 @@ class Run:
     def fingerprint(self) -> str:
         """Of the generator's file, the settings and the system's definition."""
         known = {"generator": self.trained.origin.config_hash, "system": file_fingerprint(self.system.path / "system.toml")}
-        if self.settings.weights == "path" and self.trained.tuning is not None:  # which decides the kernels
+        if self.settings.weights in ON_PATHS and self.trained.tuning is not None:  # which decides the kernels
             known |= {"tuning": tensor_fingerprint(self.trained.tuning)}
         return fingerprint(self.settings.decisive | known)
 

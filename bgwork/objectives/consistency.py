@@ -209,6 +209,23 @@ def path_loss(model: AverageVelocity, batch: PairBatch) -> Tensor:
     return ((model(batch.t, batch.s, batch.x) - batch.velocity) ** 2).mean()
 
 
+def path_and_velocity_loss(teacher: Field, *, share: float) -> Loss:
+    """`path_loss`, and |U(t, t, x) - v(t, x)|^2 at the points of the first part of the batch: the velocity at the map's heart.
+
+    Args:
+        teacher: v(t, x).
+        share: size of that part, above 0 and at most 1.
+    """
+    def loss(model: AverageVelocity, batch: PairBatch) -> Tensor:
+        rows = slice(max(1, round(share * len(batch.x))))
+        t, x = batch.t[rows], batch.x[rows]
+        with torch.no_grad():
+            v = teacher(t, x)
+        return path_loss(model, batch) + ((model(t, t, x) - v) ** 2).mean()
+
+    return loss
+
+
 def average_velocity_loss(teacher: Field | None = None, *, power: float = 0.0) -> Loss:
     """|U - sg[v + (s - t) dU/dt]|^2, dU/dt by one forward-mode product with the tangent (1, 0, v) of (t, s, x).
 

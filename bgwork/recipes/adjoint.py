@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from bgwork.paths import GeometricBrownian
 from bgwork.priors import Gaussian
 from bgwork.recipes.base import Choice, Request, Trained, ess_of, job_meta
 from bgwork.recipes.sections import Share
-from bgwork.recipes.walks import EnergyRecipe
+from bgwork.recipes.walks import DENOISING, EnergyRecipe
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
 from bgwork.samplers.kernels import control_table
@@ -45,6 +45,8 @@ class BrownianSection(Section):
 
 class AdjointRecipe(EnergyRecipe):
     """Adjoint sampling. The prior's std of the system is taken as the target's spread."""
+
+    weights: ClassVar[tuple[str, ...]] = DENOISING
 
     objective: Literal["adjoint"]
     process: BrownianSection

@@ -82,7 +82,8 @@ class Choice:
     Args:
         integrator: euler, midpoint, heun, rk4 on a fixed grid, or dopri5 (adaptive).
         steps: of the sampler.
-        weights: "density" (of the map that was run), "continuous" (divergence integral), or "path".
+        weights: "density" (of the map that was run), "continuous" (divergence integral), "path", or "directional" (path
+            weights, from kernels with covariances).
         on_batch: called with (done, total).
     """
 

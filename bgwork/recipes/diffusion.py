@@ -13,10 +13,11 @@ from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta
 from bgwork.recipes.sections import FlowMatchingTrainingSection
 from bgwork.recipes.walks import WalkSection
+from bgwork.samplers.directional import JACOBIAN, directional, fitted
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
 from bgwork.samplers.kernels import FieldKernels, tuned, velocity_table
-from bgwork.samplers.sde import PathSampler
+from bgwork.samplers.sde import Kernels, PathSampler
 from bgwork.system import Section
 from bgwork.training import TrainingJob
 
@@ -36,7 +37,7 @@ class DiffusionRecipe(Recipe):
     those of a Gaussian with the prior's spread.
     """
 
-    weights: ClassVar[tuple[str, ...]] = ("path", "density")
+    weights: ClassVar[tuple[str, ...]] = ("path", "density", "directional")
 
     objective: Literal["diffusion"]
     schedule: ScheduleSection = ScheduleSection()
@@ -56,15 +57,31 @@ class DiffusionRecipe(Recipe):
         return Choice(integrator=self.sampler.integrator, steps=self.sampler.steps, weights="path")
 
     def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
-        times, space = self.sampler.times(choice.steps), trained.prior.space
+        times = self.sampler.times(choice.steps)
         if choice.weights == "density":
             grid = Grid(integrator=choice.integrator, steps=len(times) - 1, times=tuple(times.tolist()))
             return Flow(prior=trained.prior, field=trained.network, origin=trained.origin, grid=grid, round_trip=trained.round_trip,
                         on_batch=choice.on_batch)
-        spread = trained.prior.std
-        table = velocity_table(SCHEDULES[self.schedule.kind], times, prior_std=spread, spread=spread)
-        kernels, note = FieldKernels(space=space, field=trained.network, table=table), "widths of a Gaussian with the prior's spread"
-        if trained.tuning is not None:
-            kernels = tuned(kernels, trained.tuning, generator=torch.Generator().manual_seed(TUNING_SEED))
-            note = f"widths fitted to {len(trained.tuning)} configurations"
-        return PathSampler(start=trained.prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch, note=note)
+        table = velocity_table(SCHEDULES[self.schedule.kind], times, prior_std=trained.prior.std, spread=trained.prior.std)
+        return denoising_sampler(trained, choice, FieldKernels(space=trained.prior.space, field=trained.network, table=table))
+
+
+def denoising_sampler(trained: Trained, choice: Choice, plain: FieldKernels) -> PathSampler:
+    """Walks with path weights by these kernels, their widths fitted if there is anything to fit them to."""
+    kernels, note = (of_theory if trained.tuning is None else of_data)(plain, trained, choice.weights)
+    return PathSampler(start=trained.prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch, note=note)
+
+
+def of_theory(plain: FieldKernels, trained: Trained, weights: str) -> tuple[Kernels, str]:
+    """Kernels that nothing is fitted for, and how they were chosen."""
+    if weights == "directional":
+        return directional(plain), JACOBIAN
+    return plain, "widths of a Gaussian with the prior's spread"
+
+
+def of_data(plain: FieldKernels, trained: Trained, weights: str) -> tuple[Kernels, str]:
+    """Kernels fitted to the configurations that a generator comes with, and how."""
+    generator, note = torch.Generator().manual_seed(TUNING_SEED), f"fitted to {len(trained.tuning)} configurations"
+    if weights == "directional":
+        return fitted(directional(plain), trained.tuning, generator=generator), f"{JACOBIAN}, {note}"
+    return tuned(plain, trained.tuning, generator=generator), f"widths {note}"

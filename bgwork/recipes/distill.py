@@ -18,12 +18,15 @@ from bgwork.objectives.consistency import (
     average_velocity_loss,
     consistency_loss,
     endpoint_loss,
+    path_and_velocity_loss,
     path_loss,
     teacher_paths,
 )
 from bgwork.objectives.flow_matching import FlowMatchingData
+from bgwork.paths import LinearInterpolant, stops
 from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
+from bgwork.recipes.diffusion import denoising_sampler
 from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection, Share
 from bgwork.records import Origin
 from bgwork.samplers.consistency_path import JumpKernels, noising_table, student_table
@@ -31,12 +34,14 @@ from bgwork.samplers.flow import Flow
 from bgwork.samplers.flow_map import FlowMapSampler, even_times
 from bgwork.samplers.integrators import Grid
 from bgwork.samplers.jump_tuning import tuned_to_data, tuned_to_energy
+from bgwork.samplers.kernels import FieldKernels, velocity_table
 from bgwork.samplers.sde import PathSampler
 from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
 
 TUNING_SEED = 1_000_000_009  # no seed that anybody samples with
 PATH_LOSSES = ("paths", "ends")
+DENOISING_POWER = 1.5  # shortens steps towards the data, as in the recipes of diffusions
 
 
 class TeacherSection(Section):
@@ -54,7 +59,9 @@ class DistillTrainingSection(FlowMatchingTrainingSection):
     """[training]: the loss, and what it needs.
 
     "paths" and "ends" regress on paths of the teacher; "average-velocity" and "consistency" use points of the interpolant, with the
-    teacher's velocity or, without one, the interpolant's own. `initial` is a distilled generator to start from, instead of the teacher.
+    teacher's velocity or, without one, the interpolant's own; `velocity` is the share of a batch of "paths" on which U(t, t, x) is
+    regressed on the teacher's velocity too, which directional weights need. `initial` is a distilled generator to start from, instead
+    of the teacher.
     """
 
     loss: Literal["paths", "ends", "average-velocity", "consistency"] = "paths"
@@ -62,6 +69,7 @@ class DistillTrainingSection(FlowMatchingTrainingSection):
     on_grid: Share = 0.7
     backward: Share = 0.25
     diagonal: Share = 0.5
+    velocity: Share = 0.0
     share: Annotated[float, Field(gt=0, le=1, strict=False)] = 0.25
     power: Annotated[float, Field(ge=0, strict=False)] = 0.0
 
@@ -85,7 +93,7 @@ class FewStepSection(Section):
 class DistillRecipe(Recipe):
     """Flow maps from a teacher, or without one."""
 
-    weights: ClassVar[tuple[str, ...]] = ("density", "path")
+    weights: ClassVar[tuple[str, ...]] = ("density", "path", "directional")
     integrators: ClassVar[tuple[str, ...]] = ("flow-map",)
 
     objective: Literal["distill"]
@@ -133,7 +141,7 @@ class DistillRecipe(Recipe):
             return endpoint_loss(even_times(self.sampler.steps)), PathEnds(paths=paths, batch=training.batch, seed=request.seed)
         pairs = PathPairs(paths=paths, batch=training.batch, seed=request.seed, steps=tuple(training.grids), on_grid=training.on_grid,
                           backward=training.backward)
-        return path_loss, pairs
+        return (path_and_velocity_loss(teacher, share=training.velocity) if training.velocity else path_loss), pairs
 
     def _from_points(self, request: Request, teacher: nn.Module | None) -> tuple[Callable, Callable]:
         """Loss and batches on points of the interpolant."""
@@ -154,6 +162,8 @@ class DistillRecipe(Recipe):
         if choice.weights == "density":
             return FlowMapSampler(prior=prior, average=trained.network, origin=trained.origin, times=times,
                                   round_trip=trained.round_trip, on_batch=choice.on_batch)
+        if choice.weights == "directional":
+            return self._denoiser(trained, choice)
         options = self.sampler
         table = (noising_table(times, prior_std=prior.std, overshoot=options.overshoot) if options.backward == "noising"
                  else student_table(times, prior_std=prior.std, noise=options.noise))
@@ -164,3 +174,16 @@ class DistillRecipe(Recipe):
         else:
             kernels, note = tuned_to_data(kernels, prior, trained.tuning, **how), f"widths fitted to {len(trained.tuning)} configurations"
         return PathSampler(start=prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch, note=note)
+
+    def check(self, choice: Choice) -> None:
+        """Refuse kernels that the map's teacher does not have."""
+        super().check(choice)
+        if choice.weights == "directional" and self.sampler.backward != "noising":
+            raise RecipeError("directional weights reverse plain noising, which a map learned from aligned pairs does not; take a "
+                              'generator whose [sampler] has backward = "noising", or weights = "path"')
+
+    def _denoiser(self, trained: Trained, choice: Choice) -> PathSampler:
+        """Random steps with the velocity U(t, t, x): no jump has a better mean, since a reverse step's own is that of the denoiser."""
+        times, prior = stops(choice.steps or self.sampler.steps, power=DENOISING_POWER), trained.prior
+        table = velocity_table(LinearInterpolant(), times, prior_std=prior.std, spread=prior.std)
+        return denoising_sampler(trained, choice, FieldKernels(space=prior.space, field=trained.network.instantaneous, table=table))

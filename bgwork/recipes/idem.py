@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from bgwork.objectives.idem import IteratedDenoisingEnergyMatching
 from bgwork.paths import GeometricNoise
 from bgwork.priors import Gaussian
 from bgwork.recipes.base import Choice, Trained
-from bgwork.recipes.walks import EnergyRecipe
+from bgwork.recipes.walks import DENOISING, EnergyRecipe
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
 from bgwork.samplers.kernels import score_table
@@ -40,6 +40,8 @@ class NoiseSection(Section):
 
 class IDEMRecipe(EnergyRecipe):
     """iDEM. The prior's std of the system is taken as the target's spread; with the largest noise it makes the start."""
+
+    weights: ClassVar[tuple[str, ...]] = DENOISING
 
     objective: Literal["idem"]
     process: NoiseSection

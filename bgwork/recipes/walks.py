@@ -16,9 +16,12 @@ from bgwork.paths import Times, stops
 from bgwork.protocols import Sampler
 from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import LoopSection, Share
+from bgwork.samplers.directional import JACOBIAN, directional
 from bgwork.samplers.flow import Flow
 from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
+
+DENOISING = ("path", "density", "directional")  # weights of walks whose field says what is known of their end
 
 
 class StopsSection(Section):
@@ -107,4 +110,6 @@ class EnergyRecipe(Recipe):
         if choice.weights == "density":
             return self.flow(trained, choice)
         walk = self.method(trained.system, self.sampler.times(choice.steps)).sampler(trained.network)
+        if choice.weights == "directional":
+            walk = replace(walk, kernels=directional(walk.kernels), note=JACOBIAN)
         return replace(walk, origin=trained.origin, on_batch=choice.on_batch)

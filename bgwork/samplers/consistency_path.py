@@ -143,6 +143,8 @@ class JumpKernels:
     table: JumpTable
     batch: int = 256
 
+    jacobians = 0
+
     @property
     def steps(self) -> int:
         return len(self.table.reach)

@@ -25,8 +25,25 @@ from bgwork.spaces import Space
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class PosteriorTable:
+    """Forward covariances sure_k I + of_x_k I + of_field_k dF/dx (`samplers.directional`), [K] float64 each.
+
+    Attributes:
+        sure: variance that were left if x1 were known.
+        of_x, of_field: coefficients of what is unknown of x1 at time t_k, by Tweedie's formula.
+    """
+
+    sure: Tensor
+    of_x: Tensor
+    of_field: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class KernelTable:
-    """Coefficients of the kernels, [K] float64 each; times [K+1] rise from 0 to 1. A zero back_std means the origin itself."""
+    """Coefficients of the kernels, [K] float64 each; times [K+1] rise from 0 to 1. A zero back_std means the origin itself.
+
+    `posterior` is None where the field says nothing about the covariance of x1.
+    """
 
     times: Tensor
     keep: Tensor
@@ -34,6 +51,7 @@ class KernelTable:
     std: Tensor
     back: Tensor
     back_std: Tensor
+    posterior: PosteriorTable | None = None
 
     def __len__(self) -> int:
         return len(self.std)
@@ -54,6 +72,8 @@ class FieldKernels:
     field: Field
     table: KernelTable
     batch: int = 256
+
+    jacobians = 0
 
     @property
     def steps(self) -> int:
@@ -120,10 +140,13 @@ def _denoising(times: Tensor, a: Tensor, sigma: Tensor, of_x: Tensor, of_field: 
     back = a / a_next
     back_square = square - back**2 * square_next
     to_end, to_here = back_square * a_next / square, back * square_next / square
-    unknown = 1 / (a**2 / square + 1 / spread**2)
-    variance = square_next * back_square / square + to_end**2 * unknown
-    return KernelTable(times=times, keep=to_here + to_end * of_x[:-1], gain=to_end * of_field[:-1], std=variance.sqrt(), back=back,
-                       back_std=back_square.sqrt())
+    unknown, sure = 1 / (a**2 / square + 1 / spread**2), square_next * back_square / square
+    tweedie = to_end**2 * square / a.clamp_min(torch.finfo(a.dtype).tiny)
+    seen = a > 0  # without any signal the posterior of x1 is its prior, a Gaussian of this spread
+    posterior = PosteriorTable(sure=sure, of_x=torch.where(seen, tweedie * of_x[:-1], to_end**2 * unknown),
+                               of_field=torch.where(seen, tweedie * of_field[:-1], 0.0))
+    return KernelTable(times=times, keep=to_here + to_end * of_x[:-1], gain=to_end * of_field[:-1],
+                       std=(sure + to_end**2 * unknown).sqrt(), back=back, back_std=back_square.sqrt(), posterior=posterior)
 
 
 def control_table(brownian: GeometricBrownian, times: Tensor, *, spread: float | None = None) -> KernelTable:
@@ -139,9 +162,10 @@ def control_table(brownian: GeometricBrownian, times: Tensor, *, spread: float |
     nu = brownian.variance(times.double())
     total, left, step = nu[-1], nu[-1] - nu[:-1], nu.diff()
     unknown = 1 / (nu[:-1] / (total * left) + 1 / (spread**2 if spread else total))
-    variance = step * (nu[-1] - nu[1:]) / left + (step / left) ** 2 * unknown
-    return KernelTable(times=times, keep=torch.ones_like(step), gain=step, std=variance.sqrt(), back=nu[:-1] / nu[1:],
-                       back_std=(nu[:-1] * step / nu[1:]).sqrt())
+    sure = step * (nu[-1] - nu[1:]) / left
+    return KernelTable(times=times, keep=torch.ones_like(step), gain=step, std=(sure + (step / left) ** 2 * unknown).sqrt(),
+                       back=nu[:-1] / nu[1:], back_std=(nu[:-1] * step / nu[1:]).sqrt(),
+                       posterior=PosteriorTable(sure=sure, of_x=step**2 / left, of_field=step**2))
 
 
 @torch.no_grad()

@@ -42,10 +42,12 @@ class Kernels(Protocol):
     Attributes:
         steps: K.
         evaluations: network forward passes per sample, forward and backward kernels together.
+        jacobians: how many of them give the field's Jacobian too.
     """
 
     steps: int
     evaluations: int
+    jacobians: int
 
     def forward(self, k: int, x: Tensor) -> Kernel:
         """q_k(. | x_k = x), k = 0..K-1."""
@@ -167,7 +169,7 @@ class PathSampler:
             x = y
             if self.on_batch is not None:
                 self.on_batch(n * (k + 1), n * kernels.steps)
-        cost = Cost(network=n * kernels.evaluations, seconds=time.perf_counter() - started)
+        cost = Cost(network=n * kernels.evaluations, jacobian=n * kernels.jacobians, seconds=time.perf_counter() - started)
         note = ", ".join([f"path weights over {kernels.steps} random steps", *filter(None, [self.note])])
         return Proposal(
             x=x, log_q=log_q, space=self.space, density=Density.PATH, cost=cost, note=note,
