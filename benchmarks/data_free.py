@@ -76,7 +76,7 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
         sampler = compiled(sampler) if options.compiled else sampler
         proposal = sampler.sample(options.n, generator=torch.Generator().manual_seed(options.seed))
         weighted = weigh(proposal, system.target, accept=(Density.UNCERTIFIED,))
-        name = f"{path.stem}, {proposal.density.value} weights"
+        name = f"{path.stem}, {weights if weights == 'directional' else proposal.density.value} weights"
         yield Pool(method=name, weighted=weighted, evaluations=proposal.cost.network / options.n, spent=spent)
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("systems", nargs="+")
     parser.add_argument("--recipes", nargs="*", default=["weighted-adjoint"], help="shipped generators, or files")
     parser.add_argument("-n", type=int, default=20_000)
-    parser.add_argument("--weights", nargs="+", choices=("path", "density"), default=["path", "density"])
+    parser.add_argument("--weights", nargs="+", choices=("path", "density", "directional"), default=["path", "density"])
     parser.add_argument("--steps", type=int, default=None, help="of the generators; their own if not given")
     parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
     parser.add_argument("--budget", type=int, default=0, help="gradients for the chains; the largest of the trainings' if 0")
