@@ -18,7 +18,7 @@ from bgwork.records import Proposal
 from bgwork.reweighting import average, weigh
 from bgwork.samplers.mcmc import HMC, ParallelTempering
 from bgwork.samplers.starts import STARTS
-from bgwork.spaces import Euclidean, MeanFree
+from bgwork.spaces import Euclidean, MeanFree, Torus
 from bgwork.system import System
 from bgwork.system_file import ReferenceSection
 from bgwork.targets.counting import Metered
@@ -112,7 +112,7 @@ def settings_of(system: System) -> ReferenceSection:
     Raises:
         BudgetError: if it has none, as molecules, or lives on a curved space.
     """
-    if not isinstance(system.reference, ReferenceSection) or not isinstance(system.space, Euclidean | MeanFree):
+    if not isinstance(system.reference, ReferenceSection) or not isinstance(system.space, Euclidean | MeanFree | Torus):
         raise BudgetError(f"{system.name} says nothing of Markov chains on {system.space}; only systems on flat space with chains in "
                           "[reference] have this baseline")
     return system.reference

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import openmm
 import torch
@@ -18,19 +18,20 @@ from bgwork import units
 from bgwork.conformation import has_positive_phi
 from bgwork.observables import Atoms, dihedral
 from bgwork.protocols import Target
-from bgwork.spaces import Space
+from bgwork.spaces import MeanFree, Space
 from bgwork.targets.energies import Count, Positive, Section
 from bgwork.targets.force_fields import ForceFieldError, molecule_system, positions_nm, read_pdb
 from bgwork.targets.molecular_mechanics import MolecularMechanics
 from bgwork.targets.openmm import OpenMMTarget
+from bgwork.targets.torsion_angles import TorsionAngles, rotatable_bonds
 from bgwork.targets.xtb import TightBinding, XtbTarget, default_cache
 from bgwork.topology import Stereocentre, Topology, backbone_torsions, molecules, same_chirality, stereocentres
 
 Observable = Callable[[Tensor], Tensor]
 
 
-class ForceFieldSection(Section):
-    """[energy] with form = "force-field".
+class ParametrisedSection(Section):
+    """What the forms of [energy] with a force field share.
 
     Attributes:
         topology: PDB file with every atom, in the order of the configurations; relative to the system's folder.
@@ -39,13 +40,12 @@ class ForceFieldSection(Section):
         temperature: in K; u = U/RT.
     """
 
-    form: Literal["force-field"]
     topology: str
     forcefield: Annotated[list[str], Field(min_length=1)]
     solvent: Literal["vacuum", "obc2"]
     temperature: Positive
 
-    def within(self, folder: Path) -> ForceFieldSection:
+    def within(self, folder: Path) -> Self:
         """The same with the paths of files that lie in the system's folder."""
         files = [str(folder / name) if (folder / name).is_file() else name for name in self.forcefield]
         return self.model_copy(update={"topology": str(folder / self.topology), "forcefield": files})
@@ -62,6 +62,34 @@ class ForceFieldSection(Section):
 
     def openmm(self, space: Space, name: str) -> Target:
         return OpenMMTarget(self.system(), space=space, kT=units.kT(self.temperature), name=name)
+
+
+class ForceFieldSection(ParametrisedSection):
+    """[energy] with form = "force-field": keys as in `ParametrisedSection`."""
+
+    form: Literal["force-field"]
+
+
+class TorsionAnglesSection(ParametrisedSection):
+    """[energy] with form = "torsion-angles": the force field's energy as a function of all rotatable torsions of the PDB file's structure,
+    with the same keys; the space is a torus with n = 1 and d torsions.
+    """
+
+    form: Literal["torsion-angles"]
+
+    def torch(self, space: Space, name: str) -> Target:
+        return self._of_torsions(super().torch, space, name)
+
+    def openmm(self, space: Space, name: str) -> Target:
+        return self._of_torsions(super().openmm, space, name)
+
+    def _of_torsions(self, engine: Callable[[Space, str], Target], space: Space, name: str) -> TorsionAngles:
+        topology, positions = read_topology(self)
+        made = TorsionAngles(engine(MeanFree(n=len(positions), d=3), name), positions, rotatable_bonds(topology), name=name)
+        if made.space != space:
+            raise ForceFieldError(f"{self.topology} has {made.space.d} rotatable torsions, so its energy lives on {made.space}, not on "
+                                  f'{space}; set [space] kind = "torus", n = 1, d = {made.space.d}')
+        return made
 
 
 class TightBindingSection(Section):
@@ -171,7 +199,7 @@ class TransferSection(Section):
     pilot: Annotated[int, Field(ge=2)] = 32
 
 
-def read_topology(section: MolecularSection) -> tuple[Topology, Tensor]:
+def read_topology(section: MolecularSection | TorsionAnglesSection) -> tuple[Topology, Tensor]:
     """Atoms and bonds of the section's PDB file, and its structure [n, 3] in nm."""
     pdb = section.pdb()
     return topology_of(pdb.topology, Path(section.topology)), torch.tensor(positions_nm(pdb), dtype=torch.float64)
@@ -221,6 +249,16 @@ def molecular_observables(topology: Topology, reference: Tensor) -> dict[str, Ob
     if centres:
         functions["same_chirality"] = partial(_same_chirality, centres=centres)
     return functions
+
+
+def torsion_observables(target: TorsionAngles, topology: Topology) -> dict[str, Observable]:
+    """`molecular_observables` of the configurations that torsions [B, 1, K] stand for."""
+    functions = molecular_observables(topology, target.structure)
+    return {name: partial(_of_torsions, function=function, target=target) for name, function in functions.items()}
+
+
+def _of_torsions(phi: Tensor, *, function: Observable, target: TorsionAngles) -> Tensor:
+    return function(target.cartesian(phi.double()))
 
 
 def phi_basin(x: Tensor, *, phis: tuple[Atoms, ...]) -> Tensor:

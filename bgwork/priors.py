@@ -105,15 +105,15 @@ class WrappedNormal:
 
 
 def prior_on(space: Space, std: float | None) -> Prior:
-    """Where generators start on a space: uniform on a sphere, around the origin of a hyperboloid a wrapped normal, a Gaussian elsewhere.
+    """Where generators start on a space: uniform on a sphere or torus, on a hyperboloid a wrapped normal around the origin, else Gaussian.
 
     Args:
         space: of the prior.
-        std: per degree of freedom, in the length unit; None on a sphere, where there is nothing to choose.
+        std: per degree of freedom, in the length unit; None on a sphere or torus, where there is nothing to choose.
     Raises:
-        ValueError: if std is missing, or given on a sphere.
+        ValueError: if std is missing, or given on a sphere or torus.
     """
-    if isinstance(space, Sphere):
+    if isinstance(space, Sphere | Torus):
         if std is not None:
             raise ValueError(f"the prior on {space} is uniform; leave out its std, got {std}")
         return Uniform(space=space)

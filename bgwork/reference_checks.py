@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bgwork.curved import ConstantCurvature, Hyperboloid
 from bgwork.records import Estimate, Proposal
-from bgwork.spaces import Space
+from bgwork.spaces import Space, Torus
 from bgwork.store import RUNS, SAMPLES_FILE
 from bgwork.system import System
 
@@ -85,12 +85,15 @@ def virial_of(space: Space, x: Tensor, gradient: Tensor) -> Tensor:
 
     On flat space v = x. On curved ones v = grad f, so that v . grad u - laplacian f + dim is returned: with S the sum of the points' first
     ambient coordinates, each of Laplacian -m kappa x_0, f = S^2 / 2 on spheres, and f = sum log x_0 on hyperboloids, where it grows slowly.
+    On a torus v = sin x, and v . grad u - sum cos x + dim is returned.
 
     Args:
         space: of the configurations.
         x: [B, n, d].
         gradient: partial derivatives of u in ambient coordinates, [B, n, d].
     """
+    if isinstance(space, Torus):
+        return (x.sin() * gradient - x.cos()).sum((1, 2)) + space.dim
     if not isinstance(space, ConstantCurvature):
         return (x * gradient).sum((1, 2))
     first, height = torch.zeros_like(x), x[..., 0]

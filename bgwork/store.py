@@ -23,12 +23,13 @@ from torch import Tensor
 
 from bgwork.curved import ConstantCurvature, Hyperboloid, Sphere
 from bgwork.records import COLUMNS, Certificate, Cost, Density, Origin, Proposal, WeightedSamples
-from bgwork.spaces import Euclidean, MeanFree, Space
+from bgwork.spaces import Euclidean, MeanFree, Space, Torus
 
 RUNS = Path("runs")  # where results lie, from the working directory, unless a folder is given
 SAMPLES_FILE = "samples.npz"
 
-SPACES: dict[str, type[Space]] = {"euclidean": Euclidean, "mean-free": MeanFree, "sphere": Sphere, "hyperboloid": Hyperboloid}
+SPACES: dict[str, type[Space]] = {"euclidean": Euclidean, "mean-free": MeanFree, "sphere": Sphere, "hyperboloid": Hyperboloid,
+                               "torus": Torus}
 
 
 class FileError(ValueError):

@@ -14,7 +14,16 @@ from torch import Tensor
 
 import bgwork
 from bgwork import store
-from bgwork.molecule import GivenSection, MetadynamicsSection, MolecularSection, TransferSection, molecular_observables, read_topology
+from bgwork.molecule import (
+    GivenSection,
+    MetadynamicsSection,
+    MolecularSection,
+    TorsionAnglesSection,
+    TransferSection,
+    molecular_observables,
+    read_topology,
+    torsion_observables,
+)
 from bgwork.observables import OBSERVABLES
 from bgwork.priors import prior_on
 from bgwork.protocols import Prior, Target
@@ -95,9 +104,11 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
         energy = energy.within(path)
         topology, positions = read_topology(energy)
         structure = space.project(positions[None])[0]
-    functions = OBSERVABLES | (molecular_observables(topology, structure) if topology else {})
-    _check_observables(file, functions, path / "system.toml")
+    elif isinstance(energy, TorsionAnglesSection):
+        energy = energy.within(path)
     target, twin = (getattr(energy, engine)(space, file.name) for engine in (file.engines.target, file.engines.differentiable_target))
+    functions = OBSERVABLES | _functions(energy, twin, topology, structure)
+    _check_observables(file, functions, path / "system.toml")
     if topology:
         centres = stereocentres(topology, structure) + handed_groups(topology, structure)
         target, twin = Chamber(target, centres), Chamber(twin, centres)
@@ -106,6 +117,14 @@ def load_system(name_or_path: str | Path, *, folder: Path | None = None) -> Syst
         references=_read_references(path / "reference.json"), observables=tuple(file.observables), functions=functions, basins=file.basins,
         path=path, length_unit=file.length_unit, energy=energy.form, description=file.description, source=file.source,
         reference=file.reference, topology=topology, structure=structure, default_recipe=file.recipe, default_generator=file.generator)
+
+
+def _functions(energy: Section, twin: Target, topology: Topology | None,
+               structure: Tensor | None) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    """Observables that a molecule has besides everybody's."""
+    if isinstance(energy, TorsionAnglesSection):
+        return torsion_observables(twin, read_topology(energy)[0])
+    return molecular_observables(topology, structure) if topology else {}
 
 
 def list_systems(*, folder: Path | None = None) -> tuple[str, ...]:

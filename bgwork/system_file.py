@@ -10,7 +10,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from bgwork import store
 from bgwork.curved import ConstantCurvature
-from bgwork.molecule import ForceFieldSection, GivenSection, MetadynamicsSection, MolecularSection, TightBindingSection, TransferSection
+from bgwork.molecule import (
+    ForceFieldSection,
+    GivenSection,
+    MetadynamicsSection,
+    MolecularSection,
+    TightBindingSection,
+    TorsionAnglesSection,
+    TransferSection,
+)
 from bgwork.priors import prior_on
 from bgwork.spaces import Space
 from bgwork.targets.energies import ENERGIES, Count, EnergySection, Positive, Section
@@ -18,7 +26,7 @@ from bgwork.targets.energies import ENERGIES, Count, EnergySection, Positive, Se
 ENGINES = {"torch": "torch", "openmm": "OpenMM", "tblite": "tblite"}
 KINDS: dict[str, type[Section]] = ENERGIES | {
     "force-field": ForceFieldSection, "tight-binding": TightBindingSection, "metadynamics": MetadynamicsSection, "given": GivenSection,
-    "transfer": TransferSection}
+    "transfer": TransferSection, "torsion-angles": TorsionAnglesSection}
 
 
 class SystemFileError(ValueError):
@@ -28,7 +36,7 @@ class SystemFileError(ValueError):
 class SpaceSection(Section):
     """[space]: the space and its size; on a sphere or hyperboloid of dimension m, d = m + 1, and `curvature` is 1 or -1 unless given."""
 
-    kind: Literal["mean-free", "euclidean", "sphere", "hyperboloid"]
+    kind: Literal["mean-free", "euclidean", "sphere", "hyperboloid", "torus"]
     n: Count
     d: Count
     curvature: float | None = None
@@ -55,7 +63,7 @@ class EnginesSection(Section):
 
 
 class PriorSection(Section):
-    """[prior], `bgwork.priors.prior_on` the space: std per degree of freedom, in the length unit; the table is empty on a sphere."""
+    """[prior], `bgwork.priors.prior_on` the space: std per degree of freedom, in the length unit; it is empty on a sphere or torus."""
 
     std: Positive | None = None
 
@@ -75,7 +83,7 @@ class ReferenceSection(Section):
     sampler: Literal["hmc", "parallel-tempering", "exact"]
     chains: Annotated[int, Field(ge=4)]
     draws: Annotated[int, Field(ge=4)]
-    starts: list[Literal["lattice", "quenched", "icosahedral"]] = []
+    starts: list[Literal["lattice", "quenched", "icosahedral", "uniform", "origin"]] = []
     spacing: Positive = 1.0
     burn_in: Annotated[int, Field(ge=0)] = 500
     thin: Count = 10
@@ -103,7 +111,7 @@ class SystemFile(Section):
     recipe: str = "eqot-fm"
     generator: str = "eqot-fm"
     space: SpaceSection
-    energy: EnergySection | MolecularSection = Field(discriminator="form")
+    energy: EnergySection | MolecularSection | TorsionAnglesSection = Field(discriminator="form")
     engines: EnginesSection
     prior: PriorSection
     reference: ReferenceSection | MetadynamicsSection | TransferSection | GivenSection = Field(discriminator="sampler")
@@ -119,6 +127,8 @@ class SystemFile(Section):
         if isinstance(self.energy, MolecularSection):
             return self._fits_molecule()
         prior_on(self.space.build(), self.prior.std)
+        if isinstance(self.energy, TorsionAnglesSection):
+            return self  # how many torsions there are stands in the PDB file, which lies in the system's folder
         built = self.energy.torch(self.space.build(), self.name).space
         if built != self.space.build():
             raise ValueError(f"an energy of form {self.energy.form!r} lives on {built}, not on {self.space.build()}")

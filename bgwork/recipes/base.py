@@ -22,7 +22,7 @@ from bgwork.records import Origin
 from bgwork.reweighting import ess, weigh
 from bgwork.samplers.batches import Progress
 from bgwork.samplers.integrators import TABLEAUS
-from bgwork.spaces import Euclidean, MeanFree, Space
+from bgwork.spaces import Euclidean, MeanFree, Space, Torus
 from bgwork.system import Section, System, load_system
 from bgwork.training import TrainingJob
 
@@ -132,7 +132,8 @@ class Recipe(Section):
         """RecipeError if the system lives on a space that the recipe is not for."""
         if not isinstance(system.space, self.spaces):
             fit = " or ".join(space.__name__ for space in self.spaces)
-            other = "flow-sampling" if isinstance(system.space, Euclidean | MeanFree) else "curved-flow-sampling"
+            other = "flow-sampling" if isinstance(system.space, Euclidean | MeanFree) else (
+                "torsional-adjoint" if isinstance(system.space, Torus) else "curved-flow-sampling")
             raise RecipeError(f"objective {self.objective!r} is for {fit} space, but {system.name} lives on {system.space}; "
                               f"take a recipe with objective = \"{other}\"")
 

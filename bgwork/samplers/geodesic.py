@@ -69,6 +69,8 @@ class GeodesicKernels:
         <Density.PATH: 'path'>
     """
 
+    jacobians = 0
+
     def __init__(self, *, space: Space, drifts: Drifts, grid: WalkGrid, batch: int = 1024) -> None:
         check_count(batch)
         self.space, self.drifts, self.grid, self.batch = space, drifts, grid, batch

@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from bgwork.priors import Uniform
 from bgwork.protocols import Target
 
 QUENCH_STEPS = 1000
@@ -55,7 +56,21 @@ def icosahedral(target: Target, count: int, *, spacing: float, generator: torch.
     return _jittered(target, relaxed.expand(count, -1, -1), spacing, generator)
 
 
-STARTS = {"lattice": lattice, "quenched": quenched, "icosahedral": icosahedral}
+def uniform(target: Target, count: int, *, spacing: float, generator: torch.Generator) -> Tensor:
+    """Anywhere on a space of finite volume, whatever the spacing. Arguments and result as in `lattice`.
+
+    Raises:
+        ValueError: if the space has infinite volume.
+    """
+    return Uniform(space=target.space).sample(count, generator=generator)
+
+
+def origin(target: Target, count: int, *, spacing: float, generator: torch.Generator) -> Tensor:
+    """All coordinates nought, but for a jitter: the reference structure of a molecule's torsions. Arguments and result as in `lattice`."""
+    return _jittered(target, torch.zeros(count, target.space.n, target.space.d, dtype=torch.float64), spacing, generator)
+
+
+STARTS = {"lattice": lattice, "quenched": quenched, "icosahedral": icosahedral, "uniform": uniform, "origin": origin}
 
 
 def _descend(target: Target, x: Tensor, spacing: float) -> Tensor:

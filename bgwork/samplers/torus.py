@@ -66,6 +66,8 @@ class ControlledBrownianKernels:
     stops: Tensor
     batch: int = 1024
 
+    jacobians = 0
+
     @property
     def steps(self) -> int:
         return len(self.stops) - 1
