@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bgwork.fields.torus import TorusMLP
 from bgwork.geometry import angles, distances, torsions, wrap
 from bgwork.objectives.replay import ReplaySettings, ReplaySource, regression_loss
-from bgwork.objectives.torsional import TorsionalAdjointSampling
+from bgwork.objectives.torsional import TorsionalAdjointSampling, WeightedTorsionalAdjointSampling
 from bgwork.paths import GeometricBrownian, stops
 from bgwork.records import Density
 from bgwork.reweighting import ess, expectation, log_z, weigh
@@ -53,6 +53,10 @@ ROTORS = CoupledRotors()
 
 def method(steps: int = 20, *, clip: float = 100.0) -> TorsionalAdjointSampling:
     return TorsionalAdjointSampling(space=PLANE, brownian=BROWNIAN, stops=stops(steps), clip=clip)
+
+
+def weighted_method(steps: int = 20) -> WeightedTorsionalAdjointSampling:
+    return WeightedTorsionalAdjointSampling(space=PLANE, brownian=BROWNIAN, stops=stops(steps), clip=100.0, effective=0.2)
 
 
 def test_images_are_drawn_with_the_probability_of_the_unwrapped_gaussian():
@@ -133,10 +137,35 @@ def test_regression_at_exact_ends_agrees_with_bridge_matching(t):
         assert (values.mean(0).abs() < 4 * values.std(0) / math.sqrt(n)).all()
 
 
-def test_training_on_a_torus_makes_the_weights_even(tmp_path):
+def test_both_identities_of_the_fixed_point_have_the_same_moments():
+    """Ends that follow the target: what the weighted method adds to the regression of the plain one averages to nought with f(X_t)."""
+    n = 100_000
+    x1 = ROTORS.sample(n, generator=seed())
+    rows = {"x": x1, "gradient": ROTORS.u_and_grad(x1)[1]}
+    plain, both = (made.regression(ROTORS, rows, generator=seed(1)) for made in (method(), weighted_method()))
+    assert torch.equal(plain.x, both.x) and torch.equal(plain.t, both.t) and (both.weight > 0).all()
+    difference = both.value - plain.value
+    assert difference.std() > 0.1
+    for f in (torch.ones_like, torch.cos, torch.sin):
+        values = (difference * f(plain.x))[:, 0]
+        assert (values.mean(0).abs() < 4 * values.std(0) / math.sqrt(n)).all()
+
+
+def test_end_points_are_drawn_by_their_tempered_weight():
+    made = weighted_method()
+    proposal = made.sampler(Swirl()).sample(500, generator=seed())
+    rows = made.measure(ROTORS, proposal)
+    p = rows["log_p"].exp()
+    assert p.sum() == pytest.approx(1) and 1 / p.square().sum() / 500 > 0.199
+    order = rows["log_w"].argsort()
+    assert (rows["log_p"][order].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_training_on_a_torus_makes_the_weights_even(tmp_path, weighted):
     torch.manual_seed(0)
-    settings = ReplaySettings(capacity=2000, fresh=300, every=25, batch=256)
-    source = ReplaySource(target=ROTORS, method=method(), settings=settings, seed=0)
+    settings = ReplaySettings(capacity=2000, fresh=300, every=25, batch=256, priority="log_p" if weighted else "")
+    source = ReplaySource(target=ROTORS, method=weighted_method() if weighted else method(), settings=settings, seed=0)
     config = TrainingConfig(steps=300, warmup=10, log_every=100, learning_rate=5e-3, ema=0.98)
     model = TorusMLP(1, 2, hidden=48, depth=3)
     before = ess_of(TorusMLP(1, 2, hidden=8, depth=1))

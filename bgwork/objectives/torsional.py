@@ -4,7 +4,7 @@
     v(t, X_t) regressed on -grad u(X_1) - grad log W(X_1; 0, nu_1),    W the wrapped normal that the uncontrolled motion ends in
 The bridge to X_1 first draws the periodic image X_1 + 2 pi k that the unwrapped motion ends in, with its probability under N(0, nu_1), and
 is then the Euclidean one, wrapped. One gradient an end point serves many regressions. Source: Havens et al. 2025 (arXiv:2504.11713),
-section on periodic boundary conditions; design section 8.
+section on periodic boundary conditions; design section 8. With importance weights it is `objectives.weighted_adjoint` on a torus.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bgwork.objectives.replay import Regression
+from bgwork.objectives.weighted_adjoint import tempered_rows
 from bgwork.paths import GeometricBrownian, Times
 from bgwork.protocols import Field, Target
 from bgwork.records import Origin, Proposal
@@ -65,13 +66,51 @@ class TorsionalAdjointSampling:
 
     def regression(self, target: Target, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> Regression:
         """Points of wrapped bridges, with -grad u - grad log W at their ends, the gradient of u clipped per angle."""
-        x1, gradient = rows["x"], rows["gradient"].clamp(-self.clip, self.clip)
-        clipped = (rows["gradient"].abs() > self.clip).double().mean().item()
-        variance = self.brownian.std**2
+        gradient, clipped = self._clipped(rows)
+        t, unwrapped, _ = self._bridged(rows["x"], generator=generator)
+        value = self._by_gradient(rows["x"], gradient)
+        return Regression(t=t, x=self.space.project(unwrapped), value=value, weight=torch.ones_like(t), clipped=clipped)
+
+    def _clipped(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        """The gradient of u, clipped per angle, and the share of angles where that did something."""
+        return rows["gradient"].clamp(-self.clip, self.clip), (rows["gradient"].abs() > self.clip).double().mean().item()
+
+    def _bridged(self, x1: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Times [B], points of unwrapped bridges, and the images of x1 that they end in."""
         t = self.times.sample(len(x1), generator=generator)
         noise = torch.randn(x1.shape, generator=generator, dtype=torch.float64)
-        lifted = draw_image(self.space, x1, variance=variance, generator=generator)
-        x = self.space.project(self.brownian.bridge(t, lifted, noise))
+        lifted = draw_image(self.space, x1, variance=self.brownian.std**2, generator=generator)
+        return t, self.brownian.bridge(t, lifted, noise), lifted
+
+    def _by_gradient(self, x1: Tensor, gradient: Tensor) -> Tensor:
+        variance = self.brownian.std**2
         images, shares = image_shares(self.space, x1, variance=variance)
-        value = (shares * images).sum(0) / variance - gradient
-        return Regression(t=t, x=x, value=value, weight=torch.ones_like(t), clipped=clipped)
+        return (shares * images).sum(0) / variance - gradient
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightedTorsionalAdjointSampling(TorsionalAdjointSampling):
+    """The same from end points drawn by their tempered path weights, with both identities of the fixed point: that of the gradient, and
+    bridge matching, (lifted X_1 - X_t) / (nu_1 - nu_t). Its rows are to be drawn by their column log_p.
+
+    Args:
+        effective: share of the fresh samples that shall be effective, between 0 and 1.
+    """
+
+    effective: float = 0.2
+
+    def measure(self, target: Target, proposal: Proposal) -> dict[str, Tensor]:
+        """As without weights, with log_p: the tempered log-weight, of total one over the finite rows of a refill."""
+        rows = super().measure(target, proposal)
+        return rows | {"log_p": tempered_rows(rows["log_w"], self.effective)}
+
+    def regression(self, target: Target, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> Regression:
+        """Points of wrapped bridges with the combination of least noise, weighed by its inverse variance."""
+        gradient, clipped = self._clipped(rows)
+        t, unwrapped, lifted = self._bridged(rows["x"], generator=generator)
+        total = self.brownian.std**2
+        left = (total - self.brownian.variance(t)).clamp_min(1e-12 * total)
+        curvature = gradient.square().mean()
+        share = 1 / (1 + (curvature - 1 / total).clamp_min(0) * left)[:, None, None]
+        value = share * self._by_gradient(rows["x"], gradient) + (1 - share) * (lifted - unwrapped) / left[:, None, None]
+        return Regression(t=t, x=self.space.project(unwrapped), value=value, weight=left + 1 / curvature, clipped=clipped)

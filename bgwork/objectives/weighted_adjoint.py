@@ -39,10 +39,7 @@ class WeightedAdjointSampling(AdjointSampling):
     def measure(self, target: Target, proposal: Proposal) -> dict[str, Tensor]:
         """As in `AdjointSampling`, with log_p: the tempered log-weight, of total one over the finite rows of a refill."""
         rows = super().measure(target, proposal)
-        finite = torch.isfinite(rows["log_w"])
-        rows["log_p"] = torch.full_like(rows["log_w"], math.nan)
-        rows["log_p"][finite] = tempered(rows["log_w"][finite], self.effective)
-        return rows
+        return rows | {"log_p": tempered_rows(rows["log_w"], self.effective)}
 
     def regression(self, target: Target, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> Regression:
         """Points of bridges with the combined value; weighed by its inverse variance, which is about nu_1 - nu_t + 1/k."""
@@ -54,6 +51,13 @@ class WeightedAdjointSampling(AdjointSampling):
         share = 1 / (1 + (curvature - 1 / total).clamp_min(0) * left)[:, None, None]
         by_gradient, by_bridge = x1 / total - self.space.project(gradient), (x1 - x) / left[:, None, None]
         return Regression(t=t, x=x, value=share * by_gradient + (1 - share) * by_bridge, weight=left + 1 / curvature, clipped=clipped)
+
+
+def tempered_rows(log_w: Tensor, effective: float) -> Tensor:
+    """`tempered` over the finite log-weights; NaN for the others."""
+    finite, log_p = torch.isfinite(log_w), torch.full_like(log_w, math.nan)
+    log_p[finite] = tempered(log_w[finite], effective)
+    return log_p
 
 
 def tempered(log_w: Tensor, effective: float) -> Tensor:

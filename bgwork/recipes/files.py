@@ -24,7 +24,7 @@ from bgwork.recipes.idem import IDEMRecipe
 from bgwork.recipes.polish import PolishRecipe
 from bgwork.recipes.polish_map import MapPolishRecipe
 from bgwork.recipes.sections import FIELDS
-from bgwork.recipes.torsional import TorsionalAdjointRecipe
+from bgwork.recipes.torsional import TorsionalAdjointRecipe, WeightedTorsionalAdjointRecipe
 from bgwork.system import System
 from bgwork.training import TrainingJob
 
@@ -32,7 +32,8 @@ OBJECTIVES: dict[str, type[Recipe]] = {
     "flow-matching": FlowMatchingRecipe, "polish": PolishRecipe, "diffusion": DiffusionRecipe, "idem": IDEMRecipe,
     "adjoint": AdjointRecipe, "weighted-adjoint": WeightedAdjointRecipe, "bridge-matching": BridgeMatchingRecipe,
     "bootstrap": BootstrapRecipe, "flow-sampling": FlowSamplingRecipe, "curved-flow-sampling": CurvedFlowSamplingRecipe,
-    "torsional-adjoint": TorsionalAdjointRecipe, "distill": DistillRecipe, "polish-map": MapPolishRecipe}
+    "torsional-adjoint": TorsionalAdjointRecipe,
+    "weighted-torsional-adjoint": WeightedTorsionalAdjointRecipe, "distill": DistillRecipe, "polish-map": MapPolishRecipe}
 
 
 def list_recipes(system: System) -> tuple[str, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from bgwork.fields.torus import TorusMLP
-from bgwork.objectives.torsional import TorsionalAdjointSampling
+from bgwork.objectives.replay import ReplaySettings
+from bgwork.objectives.torsional import TorsionalAdjointSampling, WeightedTorsionalAdjointSampling
 from bgwork.paths import GeometricBrownian
 from bgwork.recipes.adjoint import Ratio
 from bgwork.recipes.base import Choice, RecipeError, Trained
+from bgwork.recipes.sections import Share
 from bgwork.recipes.walks import EnergyRecipe, StopsSection
 from bgwork.samplers.flow import Flow
 from bgwork.spaces import Space, Torus
@@ -60,11 +62,27 @@ class TorsionalAdjointRecipe(EnergyRecipe):
     sampler: StopsSection = StopsSection()
 
     def method(self, system: System, times: torch.Tensor) -> TorsionalAdjointSampling:
-        return TorsionalAdjointSampling(space=system.space, brownian=self.process.build(), stops=times, clip=self.process.clip,
-                                        times=self.training.times())
+        return TorsionalAdjointSampling(**self._parts(system, times))
+
+    def _parts(self, system: System, times: torch.Tensor) -> dict[str, Any]:
+        return {"space": system.space, "brownian": self.process.build(), "stops": times, "clip": self.process.clip,
+                "times": self.training.times()}
 
     def default_choice(self) -> Choice:
         return Choice(integrator="wrapped", steps=self.sampler.steps, weights="path")
 
     def flow(self, trained: Trained, choice: Choice) -> Flow:
         raise RecipeError(f"a generator on {trained.system.space} has no density weights, only path weights; choose weights = \"path\"")
+
+
+class WeightedTorsionalAdjointRecipe(TorsionalAdjointRecipe):
+    """The same with tempered importance weights; `effective` is the share of fresh samples to keep effective."""
+
+    objective: Literal["weighted-torsional-adjoint"]
+    effective: Share = 0.2
+
+    def method(self, system: System, times: torch.Tensor) -> WeightedTorsionalAdjointSampling:
+        return WeightedTorsionalAdjointSampling(**self._parts(system, times), effective=self.effective)
+
+    def replay_settings(self) -> ReplaySettings:
+        return self.replay.build(priority="log_p")
