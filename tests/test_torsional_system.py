@@ -45,7 +45,7 @@ def test_both_engines_are_the_molecule_after_its_bonds_were_turned(system):
 
 def test_train_and_sample_on_the_torus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = call("train", NAME, *SHORT)
+    done = call("train", NAME, "--recipe", "adjoint", *SHORT)
     assert done.exit_code == 0, (done.output, done.exception)
     folder = Path("runs") / NAME / "adjoint-0"
     done = call("sample", folder, "-n", "60")
