@@ -13,14 +13,17 @@ from torch import nn
 
 from bgwork.objectives.replay import EnergyMethod, Regression, ReplaySettings, ReplaySource, regression_loss
 from bgwork.paths import Times, stops
-from bgwork.protocols import Sampler
+from bgwork.protocols import Sampler, Target
 from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import LoopSection, Share
-from bgwork.samplers.directional import JACOBIAN, directional
+from bgwork.reweighting import normalised_weights, weigh
+from bgwork.samplers.directional import JACOBIAN, directional, fitted
 from bgwork.samplers.flow import Flow
+from bgwork.samplers.sde import PathSampler
 from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
 
+PILOT, PILOT_SEED = 512, 1_000_000_033  # samples that directional widths are fitted to, and no seed that anybody samples with
 DENOISING = ("path", "density", "directional")  # weights of walks whose field says what is known of their end
 
 
@@ -111,5 +114,17 @@ class EnergyRecipe(Recipe):
             return self.flow(trained, choice)
         walk = self.method(trained.system, self.sampler.times(choice.steps)).sampler(trained.network)
         if choice.weights == "directional":
-            walk = replace(walk, kernels=directional(walk.kernels), note=JACOBIAN)
+            walk = piloted(walk, trained.system.target)
         return replace(walk, origin=trained.origin, on_batch=choice.on_batch)
+
+
+def piloted(walk: PathSampler, target: Target) -> PathSampler:
+    """The walk with directional kernels, fitted to a pilot run of its own: `PILOT` samples, drawn anew by their path weights.
+
+    They are thrown away. Nothing but the energy is used, once for each of them.
+    """
+    generator = torch.Generator().manual_seed(PILOT_SEED)
+    pilot = weigh(walk.sample(PILOT, generator=generator), target)
+    rows = torch.multinomial(normalised_weights(pilot), PILOT, replacement=True, generator=generator)
+    kernels = fitted(directional(walk.kernels), pilot.proposal.x[rows], generator=generator)
+    return replace(walk, kernels=kernels, note=f"{JACOBIAN}, fitted to a pilot run of {PILOT} weighted samples")

@@ -1,0 +1,73 @@
+"""Directional weights of generators: which recipes have them, what their kernels are fitted to, and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from commands import call, refused
+
+from bgwork import store
+from bgwork.fields.mlp import MLP
+from bgwork.fields.two_times import AverageVelocity
+from bgwork.generators import generator_path, load_trained
+from bgwork.objectives.consistency import PairBatch, path_and_velocity_loss, path_loss
+from bgwork.records import Density
+from bgwork.reweighting import ess, log_z, weigh
+from bgwork.runs import SampleSettings, find_run
+
+
+def sampler_of(recipe, *, steps=12, **changes):
+    """A shipped generator of DW4 with directional weights."""
+    made_by, trained = load_trained(generator_path("dw4", recipe=recipe))
+    return made_by.sampler_of(replace(trained, **changes), replace(made_by.default_choice(), weights="directional", steps=steps))
+
+
+@pytest.mark.parametrize(("recipe", "changes", "words"), [
+    ("diffusion", {}, "fitted to 512 configurations"), ("diffusion", {"tuning": None}, "from the Jacobian"),
+    ("distill-diffusion", {}, "fitted to 512 configurations"),
+    ("weighted-adjoint", {}, "a pilot run of 512 weighted samples"), ("adjoint", {}, "a pilot run of 512 weighted samples"),
+])
+def test_directional_weights_of_shipped_generators_are_proper_and_better(recipe, changes, words):
+    sampler = sampler_of(recipe, **changes)
+    proposal = sampler.sample(300, generator=torch.Generator().manual_seed(1))
+    weighted = weigh(proposal, load_trained(generator_path("dw4", recipe=recipe))[1].system.target)
+    assert proposal.density is Density.PATH and proposal.cost.jacobian == 300 * 12 and words in proposal.note
+    found = log_z(weighted)
+    assert abs(found.value - 29.67) < 4 * found.stderr + 0.02 and ess(weighted).value > 0.1
+    again = sampler_of(recipe, **changes).sample(300, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again.log_q, proposal.log_q)
+
+
+def test_a_pilot_asks_for_the_energy_once_a_sample_and_for_no_reference():
+    made_by, trained = load_trained(generator_path("dw4", recipe="weighted-adjoint"))
+    before = trained.system.target.n_energy
+    made_by.sampler_of(replace(trained, tuning=None), replace(made_by.default_choice(), weights="directional", steps=4))
+    assert trained.system.target.n_energy - before == 512
+
+
+def test_what_kernels_were_fitted_to_belongs_to_a_runs_fingerprint(tmp_path):
+    run = find_run("dw4", SampleSettings(n=4, weights="directional"), recipe="diffusion", folder=tmp_path)
+    other = replace(run, trained=replace(run.trained, tuning=1.1 * run.trained.tuning))
+    assert run.fingerprint != other.fingerprint
+
+
+def test_the_command_line_offers_them_where_they_exist(tmp_path):
+    done = call("sample", "dw4", "--recipe", "diffusion", "--weights", "directional", "--steps", "6", "-n", "40", "--out", tmp_path)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert store.load_samples(tmp_path / "samples.npz").proposal.cost.jacobian == 240
+    for recipe, words in (("distill", ("aligned pairs", 'weights = "path"')), ("eqot-fm", ("not 'directional'",))):
+        refused(call("sample", "dw4", "--recipe", recipe, "--weights", "directional", "-n", "40", "--out", tmp_path / recipe), *words)
+        assert not (tmp_path / recipe).exists()
+
+
+def test_the_velocity_at_a_maps_heart_is_part_of_the_loss():
+    """The part beyond `path_loss` is the mean square distance to the teacher's velocity on the share asked for."""
+    model, teacher = AverageVelocity(MLP(1, 2, hidden=8, depth=2, times=2)), MLP(1, 2, hidden=8, depth=2)
+    torch.nn.init.normal_(teacher.last.weight)
+    x = torch.randn(10, 1, 2, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0, 0.9, 10)
+    batch = PairBatch(t=t, s=t + 0.1, x=x, velocity=torch.ones_like(x), seconds=0.0)
+    beyond = path_and_velocity_loss(teacher, share=0.5)(model, batch) - path_loss(model, batch)
+    torch.testing.assert_close(beyond, teacher(t[:5], x[:5]).square().mean())  # a new map has U = 0
