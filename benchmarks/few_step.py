@@ -58,7 +58,8 @@ def table(steps: list[int]) -> tuple[Line, ...]:
         *(Line(recipe=recipe, weights="path", steps=k) for recipe in JUMPS for k in (6, 12, 25)),
         *(Line(recipe="diffusion", weights="path", steps=k) for k in (25, 50, 100)),
         Line(recipe="polish-long"), Line(recipe="distill-polish-2"),
-        *(Line(recipe=recipe, weights="directional", steps=25) for recipe in ("distill-diffusion", "diffusion")))  # new lines last: a line's place decides its seed
+        # new lines last: a line's place decides its seed
+        *(Line(recipe=recipe, weights="directional", steps=25) for recipe in ("distill-diffusion", "diffusion")))
 
 
 GOALS = {
