@@ -3,6 +3,7 @@
     python benchmarks/data_free.py dw4 --recipes weighted-adjoint --weights path -n 20000 --seed 14
     python benchmarks/data_free.py dw4 --recipes bootstrap bootstrap-polish -n 20000 --seed 14
     python benchmarks/data_free.py gmm40 --weights path -n 20000 --seed 17 --steps 480
+    python benchmarks/data_free.py dw4 --weights path -n 20000 --seed 14 --as-long       # HMC for as many core-minutes, too
 
 A recipe is a shipped generator's name, or its file. Of a pool of n samples, 2,000 are drawn ten times, by weight or not, and compared with
 2,000 of the system's reference samples; the floor is reference against reference at the same size. The evaluations that a training
@@ -13,6 +14,7 @@ for burn-in. `evaluations` are network passes per sample.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,29 +22,34 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from ess import held_out
 from rows import Row, estimate_row, publish
 from torch import Tensor
 
 from bgwork import store
 from bgwork.baselines import Chains, ladder, run_chains
+from bgwork.free_energy import forward_ess
 from bgwork.generators import generator_path, load_trained
+from bgwork.held_out import log_q_at
 from bgwork.metrics import energy_w2, geometric_w2, noise_floor, total_variation
 from bgwork.observables import pair_distances
 from bgwork.pareto import tail_shape
+from bgwork.protocols import Sampler
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, expectation, log_z, max_weight, normalised_weights, weigh
 from bgwork.samplers.flow import compiled
 from bgwork.system import System, load_system, reference_samples
 from bgwork.targets.gaussian_mixture import GaussianMixture
 
-SIZE, DRAWS, BINS = 2000, 10, 100
+SIZE, DRAWS, BINS, HELD_OUT, MOST = 2000, 10, 100, 500, 3_000_000
 PUBLISHED = {
     ("dw4", "energy-W2"): ".55 iDEM, .55 AS, .20 ASBS, .11 FS", ("lj13", "energy-W2"): "30.8 iDEM, 2.40 AS, 1.99 ASBS, .97 FS",
     ("lj55", "energy-W2"): "93.5 iDEM, 30.8 AS, 28.1 ASBS, 21.3 FS", ("gmm40", "reverse ESS"): ".734 iDEM",
     ("dw4", "geometric W2"): ".70 iDEM, .62 AS, .43 ASBS, .36 FS", ("lj13", "geometric W2"): "1.61 iDEM, 1.67 AS, 1.59 ASBS"}
 GOALS = {
     ("dw4", "energy-W2", "weighted"): "within 2 s.d. of the floor", ("dw4", "energy-W2", "raw"): "<= .2",
-    ("lj13", "energy-W2", "weighted"): "<= .7", ("lj13", "energy-W2", "raw"): "<= 2", ("gmm40", "reverse ESS", ""): ">= .9"}
+    ("lj13", "energy-W2", "weighted"): "<= .7", ("lj13", "energy-W2", "raw"): "<= 2", ("gmm40", "reverse ESS", ""): ">= .9",
+    ("dw4", "core-minutes", ""): "<= 15", ("lj13", "core-minutes", ""): "<= 120"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +61,16 @@ class Pool:
         weighted: the samples with their weights.
         evaluations: network passes per sample.
         spent: energies and gradients up to the samples, those of weighing apart.
+        minutes: core-minutes up to the samples: of all trainings behind a generator, or of the chains themselves.
+        forward: forward ESS on held-out reference samples, where there is one.
     """
 
     method: str
     weighted: WeightedSamples
     evaluations: float
     spent: int
+    minutes: float
+    forward: Estimate | None = None
 
 
 def generator_pools(system: System, recipe: str, options: argparse.Namespace) -> Iterator[Pool]:
@@ -77,7 +88,28 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
         proposal = sampler.sample(options.n, generator=torch.Generator().manual_seed(options.seed))
         weighted = weigh(proposal, system.target, accept=(Density.UNCERTIFIED,))
         name = f"{path.stem}, {weights if weights == 'directional' else proposal.density.value} weights"
-        yield Pool(method=name, weighted=weighted, evaluations=proposal.cost.network / options.n, spent=spent)
+        yield Pool(method=name, weighted=weighted, evaluations=proposal.cost.network / options.n, spent=spent,
+                   minutes=minutes_behind(path), forward=forward_of(system, sampler, weighted))
+
+
+def forward_of(system: System, sampler: Sampler, weighted: WeightedSamples) -> Estimate | None:
+    """Forward ESS on held-out reference samples; None for a density that its certificate does not vouch for, or without overlap."""
+    if weighted.proposal.density not in (Density.EXACT, Density.PATH):
+        return None
+    reference = held_out(system, HELD_OUT)
+    try:
+        return forward_ess(weighted, log_q_at(sampler, reference.x), reference.u, group=reference.proposal.group)
+    except ValueError as error:
+        print(f"no forward ESS: {error}")
+        return None
+
+
+def minutes_behind(path: Path) -> float:
+    """Core-minutes of a generator's training and of those that it started from or was taught by."""
+    meta = store.load_checkpoint(path)[1]
+    recipe, own = meta["recipe"], (meta["progress"]["seconds"] + meta["progress"]["worker_seconds"]) / 60
+    before = recipe["training"].get("initial") or recipe.get("teacher", {}).get("generator")
+    return own + (minutes_behind(generator_path(meta["system"], recipe=before)) if before else 0.0)
 
 
 def spent_on(path: Path) -> int:
@@ -93,9 +125,12 @@ def spent_on(path: Path) -> int:
 def chain_pool(system: System, budget: int, options: argparse.Namespace, betas: tuple[float, ...]) -> Pool:
     """Markov chains from the system's starts, stopped at a budget of gradients, half of which is burn-in."""
     asked = Chains(budget=budget, betas=betas, chains=options.chains, n=options.n, seed=options.seed)
+    began = time.process_time()
     proposal, spent = run_chains(system, asked)
+    minutes = (time.process_time() - began) / 60
     weighted = weigh(proposal, system.target)
-    return Pool(method=f"{proposal.origin.method}, {len(proposal.group.unique())} chains", weighted=weighted, evaluations=0, spent=spent)
+    return Pool(method=f"{proposal.origin.method}, {len(proposal.group.unique())} chains", weighted=weighted, evaluations=0, spent=spent,
+                minutes=minutes)
 
 
 def drawn(pool: Pool, *, by_weight: bool) -> Iterator[Tensor]:
@@ -143,6 +178,9 @@ def floors(system: System, options: argparse.Namespace) -> Iterator[Row]:
 def of_weights(system: System, pool: Pool, common: dict) -> Iterator[Row]:
     """ESS, log Z and mode weights; for chains only what can be told without a normalised density."""
     yield Row(metric="energies and gradients spent", value=pool.spent, **common)
+    yield Row(metric="core-minutes spent", value=pool.minutes, goal=GOALS.get((system.name, "core-minutes", "")), **common)
+    if pool.forward is not None:
+        yield estimate_row("forward ESS", pool.forward, **common)
     for quantile in (0.05, 0.5, 0.95):
         yield Row(metric=f"u, quantile {quantile:g}", value=torch.quantile(pool.weighted.u, quantile).item(), **common)
     if pool.weighted.proposal.density.normalised:
@@ -157,6 +195,13 @@ def of_weights(system: System, pool: Pool, common: dict) -> Iterator[Row]:
             yield Row(metric="z of log Z", value=log_z(pool.weighted).z(exact), goal="|z| < 4", **common)
     if isinstance(system.target, GaussianMixture):
         yield Row(metric="modes within 4 stderr of 1/40", value=modes_right(system.target, pool.weighted), goal="40", **common)
+
+
+def gradients_in(pools: list[Pool]) -> int:
+    """Gradients that HMC has time for in the core-minutes of the longest training, by the pace of its first run; at most `MOST`."""
+    hmc = next(pool for pool in pools if pool.method.startswith("hmc"))
+    trained = max(pool.minutes for pool in pools if not pool.method.startswith(("hmc", "parallel")))
+    return min(MOST, round(hmc.spent * trained / hmc.minutes))
 
 
 def modes_right(target: GaussianMixture, weighted: WeightedSamples) -> int:
@@ -179,6 +224,8 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
     budget = options.budget or max((pool.spent for pool in pools), default=0)
     if budget and not options.no_chains:
         pools += [chain_pool(system, budget, options, betas) for betas in ((1.0,), ladder(system))]
+    if options.as_long and not options.no_chains:
+        pools.append(chain_pool(system, gradients_in(pools), options, (1.0,)))
     rows = list(floors(system, options))
     for pool in pools:
         common = {"system": name, "method": pool.method, "evaluations": pool.evaluations, "n": len(pool.weighted), "seed": options.seed}
@@ -198,6 +245,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=50)
     parser.add_argument("--compiled", action="store_true", help="compile Jacobians; refused for what is no flow, as by bgwork sample")
     parser.add_argument("--no-chains", action="store_true")
+    parser.add_argument("--as-long", action="store_true", help="another HMC run, for the core-minutes of the longest training")
     parser.add_argument("--geometric", type=int, default=0, help="sample size of the geometric W2; 0 leaves it out")
     options = parser.parse_args()
     publish([row for name in options.systems for row in measure(name, options)])

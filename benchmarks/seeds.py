@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("system")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of two trainings or more")
     parser.add_argument("-n", type=int, default=20_000)
-    parser.add_argument("--weights", nargs=1, choices=("path", "density"), default=["density"])
+    parser.add_argument("--weights", nargs=1, choices=("path", "density", "directional"), default=["density"])
     parser.add_argument("--steps", type=int, default=None, help="of the generators; their own if not given")
     parser.add_argument("--seed", type=int, required=True, help="of the samples; not used in training or tuning")
     parser.add_argument("--compiled", action="store_true", help="compile the Jacobians of flows")
@@ -67,7 +67,7 @@ def main() -> None:
     method = f"{recipe}, {options.weights[0]} weights, mean and s.d. of trainings with seeds {', '.join(map(str, seeds))}"
     publish([Row(metric=metric, system=options.system, method=method, evaluations=row.evaluations, goal=row.goal, published=row.published,
                  n=options.n, seed=options.seed, value=mean(values := [each[metric].value for each in found]), stderr=stdev(values))
-             for metric, row in found[0].items()])
+             for metric, row in found[0].items() if all(metric in each for each in found)])
 
 
 if __name__ == "__main__":
