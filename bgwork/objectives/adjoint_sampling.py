@@ -28,6 +28,9 @@ from bgwork.samplers.sde import PathSampler, PointPrior
 from bgwork.spaces import MeanFree, Space
 
 
+EARLIEST = 1e-3  # of the times that are trained on
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdjointSampling:
     """The method (`bgwork.objectives.replay.EnergyMethod`).
@@ -67,8 +70,12 @@ class AdjointSampling:
 
 
 def bridged(method: AdjointSampling, x1: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Times [B] and points [B, n, d] of bridges from the origin to x1."""
-    t = method.times.sample(len(x1), generator=generator)
+    """Times [B] and points [B, n, d] of bridges from the origin to x1.
+
+    No walk stops between 0 and its first step, and there the input scale of `ControlPreconditioning` lets all particles fall into one
+    point, so that a rare early time would cost a loss beyond all others: t is at least `EARLIEST`.
+    """
+    t = method.times.sample(len(x1), generator=generator).clamp_min(EARLIEST)
     noise = method.space.project(torch.randn(x1.shape, generator=generator, dtype=torch.float64))
     return t, method.brownian.bridge(t, x1, noise)
 
