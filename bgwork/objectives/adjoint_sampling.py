@@ -27,7 +27,6 @@ from bgwork.samplers.kernels import FieldKernels, KernelTable
 from bgwork.samplers.sde import PathSampler, PointPrior
 from bgwork.spaces import MeanFree, Space
 
-
 EARLIEST = 1e-3  # of the times that are trained on
 
 
