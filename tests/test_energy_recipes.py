@@ -27,6 +27,7 @@ BROWNIAN = {"std": 3.0, "ratio": 0.1, "clip": 50.0, "curvature": 1.0}
 VALUES = {
     "adjoint": {"process": BROWNIAN, "replay": REPLAY}, "weighted-adjoint": {"process": BROWNIAN, "replay": REPLAY, "effective": 0.3},
     "bridge-matching": {"process": BROWNIAN, "replay": REPLAY},
+    "flow-sampling": {"process": {"start": 2.0, "gamma": 0.5, "clip": 50.0}, "replay": REPLAY},
     "idem": {"process": {"largest": 4.0, "ratio": 0.02, "samples": 16, "clip": 50.0}, "replay": REPLAY},
     "diffusion": {"schedule": {"kind": "variance-preserving"}}}
 
@@ -68,7 +69,7 @@ def test_a_diffusion_takes_its_widths_from_held_out_configurations_and_says_so(t
         assert words in sampler.sample(2, generator=torch.Generator().manual_seed(1)).note
 
 
-@pytest.mark.parametrize("objective", ["adjoint", "weighted-adjoint", "idem"])
+@pytest.mark.parametrize("objective", ["adjoint", "weighted-adjoint", "flow-sampling", "idem"])
 def test_headers_tell_what_the_energy_was_asked(toy, objective):
     progress = store.load_checkpoint(trained(toy, objective).generator)[1]["progress"]
     asked = {"idem": 6 * 20 * 16}.get(objective, 3 * 100)
@@ -152,7 +153,7 @@ def test_score_and_velocity_say_the_same(kind):
 
 def test_the_shipped_recipes_of_energy_methods_need_no_data():
     both = ("adjoint", "weighted-adjoint")
-    shipped = {"dw4": (*both, "idem", "bootstrap"), "lj55": both, "manywell32": both}
+    shipped = {"dw4": (*both, "flow-sampling", "idem", "bootstrap"), "lj55": both, "manywell32": both}
     for name, recipes in shipped.items():
         system = load_system(name)
         assert not any(load_recipe(system, recipe).needs_data for recipe in recipes)
