@@ -10,6 +10,7 @@ from exact_diffusions import control, score
 from oracles import GaussianOracle, gaussian_mixture
 
 from bgwork import store
+from bgwork.buffers import tempered
 from bgwork.fields.affine import Affine
 from bgwork.fields.drift_reversal import GaussianStartDrifts
 from bgwork.fields.mlp import MLP
@@ -18,7 +19,7 @@ from bgwork.objectives.adjoint_sampling import AdjointSampling, BridgeMatchingDa
 from bgwork.objectives.flow_sampling import FlowSampling
 from bgwork.objectives.idem import IteratedDenoisingEnergyMatching, noised_score, richardson_score, weighted_force
 from bgwork.objectives.replay import ReplaySettings, ReplaySource, clip_per_particle, regression_loss
-from bgwork.objectives.weighted_adjoint import WeightedAdjointSampling, tempered
+from bgwork.objectives.weighted_adjoint import WeightedAdjointSampling
 from bgwork.paths import GeometricBrownian, GeometricNoise, stops
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin, Proposal
@@ -206,8 +207,10 @@ def test_training_from_the_energy_alone_ends_in_the_target(tmp_path, kind):
 
 
 def test_bad_settings_and_hopeless_samples_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least 1"):
-        ReplaySettings(every=0)
+    for settings, complaint in (({"every": 0}, "at least 1"), ({"effective": 1.5}, "between 0 and 1, got 1.5"),
+                                ({"effective": math.nan}, "got nan"), ({"effective": 0.5, "priority": "log_p"}, "'log_p' already")):
+        with pytest.raises(ValueError, match=complaint):
+            ReplaySettings(**settings)
 
     class Broken(GaussianOracle):
         def energy(self, x):
@@ -225,6 +228,22 @@ def test_bad_settings_and_hopeless_samples_are_refused(tmp_path):
         ReplaySource(target=Gaussian(space=PLANE), method=adjoint(), settings=ReplaySettings(), seed=0)
     with pytest.raises(ValueError, match="none of 500"):
         train(job(tmp_path / "run", adjoint(), network("adjoint"), Broken(space=PLANE), steps=1), resume=False)
+
+
+@pytest.mark.parametrize("kind", sorted(METHODS.keys() - PRIORITY.keys()))
+def test_rows_drawn_by_their_weight_follow_the_target_of_a_sampler_that_does_not(kind):
+    n, target = 5000, GaussianOracle(space=PLANE, std=TARGET_STD)
+    for effective in (0.0, 0.9, 1.0):
+        settings = ReplaySettings(capacity=n, fresh=n, batch=n, effective=effective)
+        source = ReplaySource(target=target, method=METHODS[kind](), settings=settings, seed=0)
+        source._refill(network(kind), seeded())
+        drawn, held = (rows["x"].square().sum((1, 2)) for rows in (source._draw(seeded(1)), source.buffer))
+        log_p = source.buffer["tempered_log_w"] if effective < 1 else torch.full((n,), -math.log(n), dtype=torch.float64)
+        share = 1 / (n * log_p.exp().square().sum())
+        expected = {0.0: target.mean_square, 1.0: held.mean()}.get(effective, (log_p.exp() * held).sum())
+        assert share > 0.05 and (effective != 0.9 or share == pytest.approx(0.9, abs=1e-6))
+        assert abs(drawn.mean() - expected) < 4 * drawn.std() * ((1 + 1 / share) / n) ** 0.5
+        assert (held.mean() - target.mean_square).abs() > 0.3
 
 
 def test_tempered_weights_keep_the_share_asked_for():

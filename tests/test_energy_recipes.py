@@ -77,6 +77,24 @@ def test_headers_tell_what_the_energy_was_asked(toy, objective):
     assert progress["energy_evaluations"] == (300 if objective == "idem" else 0)
 
 
+@pytest.mark.parametrize("objective", ["adjoint", "flow-sampling", "idem"])
+def test_replay_may_draw_rows_by_their_tempered_weights(toy, objective):
+    assert "tempered_log_w" not in trained(toy, objective, folder="plain").data.buffer.state_dict()
+    job = trained(toy, objective, replay=REPLAY | {"effective": 0.4})
+    log_p = job.data.buffer["tempered_log_w"].view(2, 100)  # the last two of three refills
+    assert torch.allclose(log_p.logsumexp(1), torch.zeros(2, dtype=torch.float64), atol=1e-9)
+    assert (1 / log_p.exp().square().sum(1) > 0.399 * 100).all()
+
+
+@pytest.mark.parametrize(("objective", "message"), [
+    ("weighted-adjoint", "weights of its own; set its key `effective`"), ("bridge-matching", "data, which have no weights")])
+def test_replay_weights_are_refused_where_there_are_none_or_others(toy, objective, message):
+    with pytest.raises(RecipeError, match=f"replay.effective = 0.4: .*{message}"):
+        trained(toy, objective, replay=REPLAY | {"effective": 0.4})
+    with pytest.raises(RecipeError, match="replay.effective: .* less than or equal to 1, got 1.5"):
+        recipe_of(objective, replay=REPLAY | {"effective": 1.5})
+
+
 def test_bridge_matching_is_a_start_for_adjoint_sampling(toy):
     start = trained(toy, "bridge-matching")
     (toy.system / "generators").mkdir(exist_ok=True)
