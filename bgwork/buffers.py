@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+BISECTIONS = 60
 
 
 class ReplayBuffer:
@@ -107,3 +110,31 @@ class ReplayBuffer:
     def _check_filled(self) -> None:
         if not len(self):
             raise ValueError("the buffer is empty; add rows before drawing from it")
+
+
+def tempered_rows(log_w: Tensor, effective: float) -> Tensor:
+    """`tempered` over the finite log-weights; NaN for the others."""
+    finite, log_p = torch.isfinite(log_w), torch.full_like(log_w, math.nan)
+    log_p[finite] = tempered(log_w[finite], effective)
+    return log_p
+
+
+def tempered(log_w: Tensor, effective: float) -> Tensor:
+    """log p with p proportional to w^beta, at the largest beta <= 1 for which at least `effective` of the rows are effective.
+
+    Args:
+        log_w: [N], finite.
+        effective: (sum p)^2 / (N sum p^2) to keep.
+    """
+    def kish(beta: float) -> float:
+        p = torch.softmax(beta * log_w, 0)
+        return (1 / p.square().sum() / len(p)).item()
+
+    low, high = 0.0, 1.0
+    if kish(high) < effective:
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if kish(middle) >= effective else (low, middle)
+    else:
+        low = 1.0
+    return torch.log_softmax(low * log_w, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -10,18 +11,20 @@ from bgwork.observables import OBSERVABLES
 from bgwork.priors import prior_on
 from bgwork.protocols import Sampler, Target
 from bgwork.provenance import commit
-from bgwork.recipes import Recipe, Request, Trained, parse_recipe
+from bgwork.recipes import Recipe, RecipeError, Request, Trained, parse_recipe
 from bgwork.records import Origin
 from bgwork.spaces import MeanFree, Space
 from bgwork.system import System
 from bgwork.targets.counting import check_target
 from bgwork.training import averaged, train
 
-WALK = {"replay": {"capacity": 10_000, "fresh": 500, "every": 50, "batch": 256}, "sampler": {"steps": 50}}
+METHODS = ("weighted-adjoint", "adjoint", "idem", "flow-sampling")
+WALK = {"capacity": 10_000, "fresh": 500, "every": 50, "batch": 256}
+CLOUDS = {"batch": 64}  # rows a step of iDEM, which asks for 128 gradients around each
 
 
-def energy_recipe(space: Space, *, spread: float, curvature: float, steps: int = 5000) -> Recipe:
-    """Weighted adjoint sampling with settings made from two scales of the target: a start, by no means tuned.
+def energy_recipe(space: Space, *, spread: float, curvature: float, steps: int = 5000, method: str = "weighted-adjoint") -> Recipe:
+    """A method that needs no data, with settings made from two scales of the target: a start, by no means tuned.
 
     On mean-free space the field treats particles as interchangeable; elsewhere it is a perceptron of all coordinates. Where that does
     not fit (a molecule, say), write the tables of a recipe as in systems/*/recipes and hand them to `bgwork.recipes.parse_recipe`.
@@ -31,17 +34,34 @@ def energy_recipe(space: Space, *, spread: float, curvature: float, steps: int =
         spread: rough standard deviation of a coordinate in equilibrium, in the length unit.
         curvature: rough second derivative of u where it is steepest in equilibrium, in kT per squared length unit.
         steps: of the optimiser.
+        method: "weighted-adjoint" and "adjoint" (adjoint sampling with and without importance weights in training), "idem" or
+            "flow-sampling".
     Raises:
-        RecipeError: if a scale is not positive.
+        RecipeError: if a scale is not positive, or the method none of these.
     """
+    if method not in METHODS:
+        raise RecipeError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    for name, scale in (("spread", spread), ("curvature", curvature)):
+        if not 0 < scale < math.inf:
+            raise RecipeError(f"{name} must be finite and greater than 0, got {scale}; a rough value is enough")
     field = {"kind": "mlp", "hidden": 128, "depth": 3, "scale": spread}
     if isinstance(space, MeanFree):
         field = {"kind": "multihop", "hidden": 32, "message": 32, "vectors": 8, "node_hidden": 48, "n_basis": 24, "r_max": 6 * spread,
                  "softening": 0.1 * spread}
     return parse_recipe({
-        "objective": "weighted-adjoint", "description": "made in Python", "field": field, **WALK,
-        "process": {"std": 1.5 * spread, "curvature": curvature, "clip": 10 * abs(curvature) ** 0.5},
+        "objective": method, "description": "made in Python", "field": field, "sampler": {"steps": 50},
+        "replay": WALK | CLOUDS if method == "idem" else WALK, "process": _process(method, spread, curvature),
         "training": {"steps": steps, "warmup": min(100, steps), "evaluate_every": 0}}, source="energy_recipe")
+
+
+def _process(method: str, spread: float, curvature: float) -> dict[str, float]:
+    """[process] of a method: a start wider than the target, and gradients clipped far outside equilibrium."""
+    clip = {"clip": 10 * curvature**0.5}
+    if method == "idem":
+        return {"largest": 1.5 * spread, **clip}
+    if method == "flow-sampling":  # more noise than a narrow mode can hold makes the iteration jump over it
+        return {"start": spread, "gamma": min(spread**2, 10 / curvature), **clip}
+    return {"std": 1.5 * spread, "curvature": curvature, **clip}
 
 
 def system_of(target: Target, *, spread: float | None) -> System:
@@ -75,7 +95,7 @@ def train_sampler(target: Target, recipe: Recipe, *, spread: float | None, folde
         ValueError: if the recipe needs data or is for another space, or the energy has no gradient, the wrong shape, or no finite value.
     """
     if recipe.needs_data:
-        raise ValueError(f"objective {recipe.objective!r} learns from data; take weighted-adjoint, adjoint, idem or flow-sampling")
+        raise ValueError(f"objective {recipe.objective!r} learns from data; take one of {', '.join(METHODS)}")
     system = system_of(target, spread=spread)
     with tempfile.TemporaryDirectory() as temporary:
         job = recipe.job(Request(system=system, name=recipe.objective, folder=Path(folder or temporary), seed=seed))

@@ -5,17 +5,21 @@ import math
 
 import pytest
 import torch
+from curved_walks import ExactDrift
 from exact_diffusions import control, score
 from oracles import GaussianOracle, gaussian_mixture
 
 from bgwork import store
+from bgwork.buffers import tempered
 from bgwork.fields.affine import Affine
+from bgwork.fields.drift_reversal import GaussianStartDrifts
 from bgwork.fields.mlp import MLP
 from bgwork.fields.preconditioning import ControlPreconditioning, ScorePreconditioning
 from bgwork.objectives.adjoint_sampling import AdjointSampling, BridgeMatchingData
+from bgwork.objectives.flow_sampling import FlowSampling
 from bgwork.objectives.idem import IteratedDenoisingEnergyMatching, noised_score, richardson_score, weighted_force
 from bgwork.objectives.replay import ReplaySettings, ReplaySource, clip_per_particle, regression_loss
-from bgwork.objectives.weighted_adjoint import WeightedAdjointSampling, tempered
+from bgwork.objectives.weighted_adjoint import WeightedAdjointSampling
 from bgwork.paths import GeometricBrownian, GeometricNoise, stops
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin, Proposal
@@ -42,6 +46,16 @@ def idem(space=PLANE, *, samples=64, clip=1e6, richardson=False):
     return IteratedDenoisingEnergyMatching(
         prior=Gaussian(space=space, std=2.2), largest=2.0, path=NOISE, table=score_table(NOISE, stops(20), prior_std=2.0, spread=1.0),
         samples=samples, clip=clip, spread=1.0, richardson=richardson)
+
+
+def weighted_adjoint(space=PLANE):
+    return WeightedAdjointSampling(**vars(adjoint(space)))
+
+
+def flow_sampling(space=PLANE, *, clip=1e6):
+    prior = Gaussian(space=space, std=1.2)
+    return FlowSampling(prior=prior, gamma=0.5, stops=stops(20), clip=clip,
+                        drifts=lambda drift: GaussianStartDrifts(drift, prior=prior, gamma=0.5))
 
 
 def slope(x, value):
@@ -125,12 +139,17 @@ def network(kind, *, spread=1.0, scale=1.0):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         inner = MLP(1, 2, hidden=32, depth=3, scale=scale)
+    if kind == "flow-sampling":
+        return inner
     precondition = {"adjoint": ControlPreconditioning(brownian=BROWNIAN, spread=spread, curvature=2.0),
-                    "idem": ScorePreconditioning(path=NOISE, prior_std=2.0, spread=spread)}[kind]
+                    "idem": ScorePreconditioning(path=NOISE, prior_std=2.0, spread=spread)}[kind.removeprefix("weighted-")]
     return Affine(inner, PLANE, precondition)
 
 
-METHODS = {"adjoint": adjoint, "idem": idem}
+METHODS = {"adjoint": adjoint, "weighted-adjoint": weighted_adjoint, "flow-sampling": flow_sampling, "idem": idem}
+EXACT = {"idem": score(NOISE, prior_std=2.0, target_std=TARGET_STD),
+         "flow-sampling": lambda t: sum(ExactDrift(PLANE, s0=1.2, s1=TARGET_STD, gamma=0.5).rates(t))}
+PRIORITY = {"weighted-adjoint": "log_p"}  # the other methods draw their rows uniformly
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -142,7 +161,7 @@ def test_evaluations_are_those_that_the_energy_saw(tmp_path, kind):
     header = store.load_checkpoint(made.generator)[1]["progress"]
     for counts in (row, header):
         assert (counts["energy_evaluations"], counts["gradient_evaluations"]) == (target.n_energy, target.n_gradient)
-    assert target.n_gradient == {"adjoint": 2 * 500, "idem": 40 * 200 * 64}[kind]
+    assert target.n_gradient == {"idem": 40 * 200 * 64}.get(kind, 2 * 500)
     assert row["u_05"] < row["u_50"] < row["u_95"] and row["refused"] == 0
 
 
@@ -155,7 +174,7 @@ def test_resuming_is_bit_for_bit(tmp_path, kind):
         if row["step"] == 50:
             raise Kill
 
-    target, settings = GaussianOracle(space=PLANE, std=TARGET_STD), {"steps": 60, "priority": "log_w"}
+    target, settings = GaussianOracle(space=PLANE, std=TARGET_STD), {"steps": 60, "priority": PRIORITY.get(kind, "log_w")}
     whole = job(tmp_path / "whole", METHODS[kind](), network(kind), target, **settings)
     train(whole, resume=False)
     cut = job(tmp_path / "cut", METHODS[kind](), network(kind), target, **settings)
@@ -173,10 +192,10 @@ def test_resuming_is_bit_for_bit(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_training_from_the_energy_alone_ends_in_the_target(tmp_path, kind):
-    """A Gaussian narrower than the start; its control and score are linear, and known."""
+    """A Gaussian narrower than the start; its control, drift and score are linear, and known."""
     target = GaussianOracle(space=PLANE, std=TARGET_STD)
-    method = {"adjoint": adjoint(), "idem": idem(samples=256)}[kind]
-    made = job(tmp_path / "run", method, network(kind), target, steps=300)
+    method = idem(samples=256) if kind == "idem" else METHODS[kind]()
+    made = job(tmp_path / "run", method, network(kind), target, steps=300, priority=PRIORITY.get(kind, ""))
     state = train(made, resume=False)
     state.model.load_state_dict(state.average, strict=False)
     weighted = weigh(made.data.method.sampler(state.model).sample(2000, generator=seeded(5)), target)
@@ -184,13 +203,14 @@ def test_training_from_the_energy_alone_ends_in_the_target(tmp_path, kind):
     assert abs(found.value - target.log_z) < 4 * found.stderr
     assert ess(weighted).value > 0.8
     t, x = torch.full((2,), 0.6), torch.tensor([[[0.5, -0.3]], [[-0.8, 0.2]]])
-    exact = {"adjoint": control(BROWNIAN, target_std=TARGET_STD), "idem": score(NOISE, prior_std=2.0, target_std=TARGET_STD)}[kind]
-    assert (state.model(t, x) - exact(t)[:, None, None] * x).abs().max() < 0.15
+    assert (state.model(t, x) - EXACT.get(kind, control(BROWNIAN, target_std=TARGET_STD))(t)[:, None, None] * x).abs().max() < 0.15
 
 
 def test_bad_settings_and_hopeless_samples_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least 1"):
-        ReplaySettings(every=0)
+    for settings, complaint in (({"every": 0}, "at least 1"), ({"effective": 1.5}, "between 0 and 1, got 1.5"),
+                                ({"effective": math.nan}, "got nan"), ({"effective": 0.5, "priority": "log_p"}, "'log_p' already")):
+        with pytest.raises(ValueError, match=complaint):
+            ReplaySettings(**settings)
 
     class Broken(GaussianOracle):
         def energy(self, x):
@@ -208,6 +228,22 @@ def test_bad_settings_and_hopeless_samples_are_refused(tmp_path):
         ReplaySource(target=Gaussian(space=PLANE), method=adjoint(), settings=ReplaySettings(), seed=0)
     with pytest.raises(ValueError, match="none of 500"):
         train(job(tmp_path / "run", adjoint(), network("adjoint"), Broken(space=PLANE), steps=1), resume=False)
+
+
+@pytest.mark.parametrize("kind", sorted(METHODS.keys() - PRIORITY.keys()))
+def test_rows_drawn_by_their_weight_follow_the_target_of_a_sampler_that_does_not(kind):
+    n, target = 5000, GaussianOracle(space=PLANE, std=TARGET_STD)
+    for effective in (0.0, 0.9, 1.0):
+        settings = ReplaySettings(capacity=n, fresh=n, batch=n, effective=effective)
+        source = ReplaySource(target=target, method=METHODS[kind](), settings=settings, seed=0)
+        source._refill(network(kind), seeded())
+        drawn, held = (rows["x"].square().sum((1, 2)) for rows in (source._draw(seeded(1)), source.buffer))
+        log_p = source.buffer["tempered_log_w"] if effective < 1 else torch.full((n,), -math.log(n), dtype=torch.float64)
+        share = 1 / (n * log_p.exp().square().sum())
+        expected = {0.0: target.mean_square, 1.0: held.mean()}.get(effective, (log_p.exp() * held).sum())
+        assert share > 0.05 and (effective != 0.9 or share == pytest.approx(0.9, abs=1e-6))
+        assert abs(drawn.mean() - expected) < 4 * drawn.std() * ((1 + 1 / share) / n) ** 0.5
+        assert (held.mean() - target.mean_square).abs() > 0.3
 
 
 def test_tempered_weights_keep_the_share_asked_for():

@@ -27,6 +27,7 @@ BROWNIAN = {"std": 3.0, "ratio": 0.1, "clip": 50.0, "curvature": 1.0}
 VALUES = {
     "adjoint": {"process": BROWNIAN, "replay": REPLAY}, "weighted-adjoint": {"process": BROWNIAN, "replay": REPLAY, "effective": 0.3},
     "bridge-matching": {"process": BROWNIAN, "replay": REPLAY},
+    "flow-sampling": {"process": {"start": 2.0, "gamma": 0.5, "clip": 50.0}, "replay": REPLAY},
     "idem": {"process": {"largest": 4.0, "ratio": 0.02, "samples": 16, "clip": 50.0}, "replay": REPLAY},
     "diffusion": {"schedule": {"kind": "variance-preserving"}}}
 
@@ -68,12 +69,30 @@ def test_a_diffusion_takes_its_widths_from_held_out_configurations_and_says_so(t
         assert words in sampler.sample(2, generator=torch.Generator().manual_seed(1)).note
 
 
-@pytest.mark.parametrize("objective", ["adjoint", "weighted-adjoint", "idem"])
+@pytest.mark.parametrize("objective", ["adjoint", "weighted-adjoint", "flow-sampling", "idem"])
 def test_headers_tell_what_the_energy_was_asked(toy, objective):
     progress = store.load_checkpoint(trained(toy, objective).generator)[1]["progress"]
     asked = {"idem": 6 * 20 * 16}.get(objective, 3 * 100)
     assert progress["gradient_evaluations"] == asked
     assert progress["energy_evaluations"] == (300 if objective == "idem" else 0)
+
+
+@pytest.mark.parametrize("objective", ["adjoint", "flow-sampling", "idem"])
+def test_replay_may_draw_rows_by_their_tempered_weights(toy, objective):
+    assert "tempered_log_w" not in trained(toy, objective, folder="plain").data.buffer.state_dict()
+    job = trained(toy, objective, replay=REPLAY | {"effective": 0.4})
+    log_p = job.data.buffer["tempered_log_w"].view(2, 100)  # the last two of three refills
+    assert torch.allclose(log_p.logsumexp(1), torch.zeros(2, dtype=torch.float64), atol=1e-9)
+    assert (1 / log_p.exp().square().sum(1) > 0.399 * 100).all()
+
+
+@pytest.mark.parametrize(("objective", "message"), [
+    ("weighted-adjoint", "weights of its own; set its key `effective`"), ("bridge-matching", "data, which have no weights")])
+def test_replay_weights_are_refused_where_there_are_none_or_others(toy, objective, message):
+    with pytest.raises(RecipeError, match=f"replay.effective = 0.4: .*{message}"):
+        trained(toy, objective, replay=REPLAY | {"effective": 0.4})
+    with pytest.raises(RecipeError, match="replay.effective: .* less than or equal to 1, got 1.5"):
+        recipe_of(objective, replay=REPLAY | {"effective": 1.5})
 
 
 def test_bridge_matching_is_a_start_for_adjoint_sampling(toy):
@@ -152,7 +171,7 @@ def test_score_and_velocity_say_the_same(kind):
 
 def test_the_shipped_recipes_of_energy_methods_need_no_data():
     both = ("adjoint", "weighted-adjoint")
-    shipped = {"dw4": (*both, "idem", "bootstrap"), "lj55": both, "manywell32": both}
+    shipped = {"dw4": (*both, "flow-sampling", "idem", "bootstrap"), "lj55": both, "manywell32": both}
     for name, recipes in shipped.items():
         system = load_system(name)
         assert not any(load_recipe(system, recipe).needs_data for recipe in recipes)

@@ -43,7 +43,7 @@ def ascent(space, x: Tensor) -> Tensor:
 
 @every_space
 def test_conditional_drifts_against_finite_differences(space):
-    """(f - b) / 2 = g^2/2 grad log p_{t|0}, from p_{t|0}(x) = p_1(X_1) |dX_1/dx|, and (f + b) / 2 = dX_t/dt."""
+    """(f - b) / 2 = g^2/2 grad log p_{t|0}, from p_{t|0}(x) = p_1(X_1) |dX_1/dx|, and (f + b) / 2 = dX_t/dt; fourth-order differences."""
     x0, x1, gamma, h = near_pole(space, 20, 0), near_pole(space, 20, 1), 0.8, 2e-4
     t = 0.05 + 0.9 * torch.rand(20, generator=seed(2), dtype=torch.float64)
     x, forward, backward = conditional_drifts(space, t, x0, x1, ascent(space, x1), gamma=gamma)
@@ -53,12 +53,15 @@ def test_conditional_drifts_against_finite_differences(space):
         whole = v / t[:, None, None]
         return reward(space.exp(x0, whole)) + (space.log_exp_det(whole) - space.log_exp_det(v)).sum(1)
 
+    def interpolant(time: Tensor) -> Tensor:
+        return conditional_drifts(space, time, x0, x1, 0 * x1, gamma=gamma)[0]
+
     w = tangent_noise(space, x, generator=seed(3))
     near, far = (log_density(space.exp(x, k * h * w)) - log_density(space.exp(x, -k * h * w)) for k in (1, 2))
     slope = (8 * near - far) / (12 * h)
-    torch.testing.assert_close(product(space, (forward - backward) / 2, w), gamma * t * slope, rtol=1e-6, atol=1e-6)
-    ahead, behind = (conditional_drifts(space, t + k * h, x0, x1, 0 * x1, gamma=gamma)[0] for k in (1, -1))
-    torch.testing.assert_close((forward + backward) / 2, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(product(space, (forward - backward) / 2, w), gamma * t * slope, rtol=1e-8, atol=1e-8)
+    near, far = (interpolant(t + k * h) - interpolant(t - k * h) for k in (1, 2))
+    torch.testing.assert_close((forward + backward) / 2, (8 * near - far) / (12 * h), rtol=1e-8, atol=1e-8)
 
 
 @every_space

@@ -13,6 +13,14 @@ from bgwork.targets.double_well import DoubleWell
 from bgwork.targets.gaussian_mixture import GaussianMixture
 from bgwork.targets.lennard_jones import LennardJones
 from bgwork.targets.openmm import OpenMMTarget, lennard_jones_system
+from bgwork.targets.own_function import FunctionTarget
+
+
+def springs(x):
+    """Particles bound to each other by springs that stiffen: an energy as a user would write it."""
+    square = (x[:, :, None] - x[:, None]).square().sum(3)
+    return (square / 4 + square.square() / 20).sum((1, 2))
+
 
 TARGETS = {
     "dw4": lambda: DoubleWell(4),
@@ -20,6 +28,7 @@ TARGETS = {
     "lj13": lambda: LennardJones(13),
     "lj-plane": lambda: LennardJones(5, 2, depth=0.7, r_min=1.3, trap=0.4),
     "gmm40": lambda: GaussianMixture.random(40, half_width=40.0, std=1.3),
+    "own-function": lambda: FunctionTarget(springs, space=MeanFree(n=4, d=2), name="springs"),
     "openmm-lj": lambda: OpenMMTarget(lennard_jones_system(6), space=MeanFree(n=6, d=3), kT=1.0),
 }
 CLUSTERS = [name for name in TARGETS if name != "gmm40"]

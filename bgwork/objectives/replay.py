@@ -14,12 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bgwork.buffers import ReplayBuffer
+from bgwork.buffers import ReplayBuffer, tempered_rows
 from bgwork.protocols import Field, Sampler, Target
 from bgwork.records import Proposal
 from bgwork.targets.counting import Metered
 from bgwork.training import TrainingState
 
+TEMPERED = "tempered_log_w"  # column of the buffer
 LATEST = ("u_05", "u_50", "u_95", "clipped", "refused")
 
 
@@ -56,7 +57,8 @@ class EnergyMethod(Protocol):
         """The sampler that a model is."""
 
     def measure(self, target: Target, proposal: Proposal) -> dict[str, Tensor]:
-        """Columns of the buffer at fresh samples [N]: x, u and what the method needs besides, float64; rows not finite are refused."""
+        """Columns of the buffer at fresh samples [N]: x, u, the path log-weight log_w and what the method needs besides, float64; rows
+        not finite are refused."""
 
     def regression(self, target: Target, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> Regression:
         """A regression from drawn rows."""
@@ -72,6 +74,11 @@ class ReplaySettings:
         every: steps between refills.
         batch: rows drawn a step.
         priority: column of log-weights by which rows are drawn; uniformly if empty.
+        effective: below 1, rows are drawn by their path weights, tempered at each refill until this share of them is effective. It is
+            right for every method: adjoint and flow sampling want end points that follow the target, which weighted ones do more
+            closely than the sampler's own, and in iDEM the rows only say where to learn.
+    Raises:
+        ValueError: if a number is too small, the share is none, or both ways to draw are asked for.
     """
 
     capacity: int = 10_000
@@ -79,8 +86,13 @@ class ReplaySettings:
     every: int = 100
     batch: int = 256
     priority: str = ""
+    effective: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.effective <= 1:
+            raise ValueError(f"the share of effective rows must lie between 0 and 1, got {self.effective}; 1 draws all rows alike")
+        if self.priority and self.effective < 1:
+            raise ValueError(f"rows are drawn by column {self.priority!r} already; leave out effective = {self.effective}")
         if min(self.capacity, self.fresh, self.every, self.batch) < 1:
             raise ValueError(f"capacity, fresh, every and batch must be at least 1, got {self}")
 
@@ -130,8 +142,9 @@ class ReplaySource:
 
     def _draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         settings = self.settings
-        if settings.priority:
-            return self.buffer.draw_prioritised(settings.batch, settings.priority, generator=generator)
+        priority = settings.priority or (TEMPERED if settings.effective < 1 else "")
+        if priority:
+            return self.buffer.draw_prioritised(settings.batch, priority, generator=generator)
         return self.buffer.draw(settings.batch, generator=generator)
 
     def _refill(self, model: nn.Module, generator: torch.Generator) -> None:
@@ -146,6 +159,8 @@ class ReplaySource:
             raise ValueError(f"none of {len(usable)} fresh samples of {self.target.name} has a finite energy and gradient; check it "
                              "there, or start from another spread")
         rows = {name: value[usable] for name, value in rows.items()}
+        if self.settings.effective < 1:
+            rows[TEMPERED] = tempered_rows(rows["log_w"], self.settings.effective)
         self.buffer.add(rows)
         self.latest["refused"] += int((~usable).sum())
         quantiles = torch.quantile(rows["u"], torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()

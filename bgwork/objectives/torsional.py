@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bgwork.buffers import tempered_rows
 from bgwork.objectives.replay import Regression
-from bgwork.objectives.weighted_adjoint import tempered_rows
 from bgwork.paths import GeometricBrownian, Times
 from bgwork.protocols import Field, Target
 from bgwork.records import Origin, Proposal

@@ -11,19 +11,17 @@ The combination of the two identities is that of target score matching (De Borto
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bgwork.buffers import tempered_rows
 from bgwork.objectives.adjoint_sampling import AdjointSampling, bridged
 from bgwork.objectives.replay import Regression, clip_per_particle
 from bgwork.protocols import Target
 from bgwork.records import Proposal
-
-BISECTIONS = 60
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,31 +49,3 @@ class WeightedAdjointSampling(AdjointSampling):
         share = 1 / (1 + (curvature - 1 / total).clamp_min(0) * left)[:, None, None]
         by_gradient, by_bridge = x1 / total - self.space.project(gradient), (x1 - x) / left[:, None, None]
         return Regression(t=t, x=x, value=share * by_gradient + (1 - share) * by_bridge, weight=left + 1 / curvature, clipped=clipped)
-
-
-def tempered_rows(log_w: Tensor, effective: float) -> Tensor:
-    """`tempered` over the finite log-weights; NaN for the others."""
-    finite, log_p = torch.isfinite(log_w), torch.full_like(log_w, math.nan)
-    log_p[finite] = tempered(log_w[finite], effective)
-    return log_p
-
-
-def tempered(log_w: Tensor, effective: float) -> Tensor:
-    """log p with p proportional to w^beta, at the largest beta <= 1 for which at least `effective` of the rows are effective.
-
-    Args:
-        log_w: [N], finite.
-        effective: (sum p)^2 / (N sum p^2) to keep.
-    """
-    def kish(beta: float) -> float:
-        p = torch.softmax(beta * log_w, 0)
-        return (1 / p.square().sum() / len(p)).item()
-
-    low, high = 0.0, 1.0
-    if kish(high) < effective:
-        for _ in range(BISECTIONS):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if kish(middle) >= effective else (low, middle)
-    else:
-        low = 1.0
-    return torch.log_softmax(low * log_w, 0)

@@ -16,7 +16,7 @@ from bgwork.objectives.replay import ReplaySettings, regression_loss
 from bgwork.objectives.weighted_adjoint import WeightedAdjointSampling
 from bgwork.paths import GeometricBrownian
 from bgwork.priors import Gaussian
-from bgwork.recipes.base import Choice, Request, Trained, ess_of, job_meta
+from bgwork.recipes.base import Choice, RecipeError, Request, Trained, ess_of, job_meta
 from bgwork.recipes.sections import Share
 from bgwork.recipes.walks import DENOISING, EnergyRecipe
 from bgwork.samplers.flow import Flow
@@ -93,6 +93,9 @@ class BridgeMatchingRecipe(AdjointRecipe):
     objective: Literal["bridge-matching"]
 
     def job(self, request: Request) -> TrainingJob:
+        if self.replay.effective < 1:
+            raise RecipeError(f"replay.effective = {self.replay.effective}: bridge-matching draws from data, which have no weights; leave "
+                              "it out, or take objective = \"adjoint\"")
         method = self.method(request.system, self.sampler.times())
         data = BridgeMatchingData(x1=request.data, method=method, batch=self.replay.batch, seed=request.seed)
         return TrainingJob(

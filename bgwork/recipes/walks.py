@@ -14,7 +14,7 @@ from torch import nn
 from bgwork.objectives.replay import EnergyMethod, Regression, ReplaySettings, ReplaySource, regression_loss
 from bgwork.paths import Times, stops
 from bgwork.protocols import Sampler, Target
-from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import LoopSection, Share
 from bgwork.reweighting import normalised_weights, weigh
 from bgwork.samplers.directional import JACOBIAN, directional, fitted
@@ -45,14 +45,18 @@ class WalkSection(StopsSection):
 
 
 class ReplaySection(Section):
-    """[replay]: as in `ReplaySettings`."""
+    """[replay]: as in `ReplaySettings`; with `effective` below 1, rows are drawn by their tempered path weights."""
 
     capacity: Count = ReplaySettings.capacity
     fresh: Count = ReplaySettings.fresh
     every: Count = ReplaySettings.every
     batch: Count = ReplaySettings.batch
+    effective: Share = ReplaySettings.effective
 
     def build(self, *, priority: str = "") -> ReplaySettings:
+        if priority and self.effective < 1:
+            raise RecipeError(f"replay.effective = {self.effective}: this objective draws its rows by weights of its own; set its key "
+                              "`effective` at the top of the recipe instead")
         return ReplaySettings(**self.model_dump(), priority=priority)
 
 
