@@ -157,11 +157,18 @@ def virtual_site():
     return system
 
 
+def constrained():
+    system = lennard_jones_system(3)
+    system.addConstraint(0, 1, 0.1)
+    return system
+
+
 @pytest.mark.parametrize(("system", "options", "message"), [
     (lennard_jones_system(4), {}, "4 particles in 3 dimensions"),
     (lennard_jones_system(3), {"kT": 0.0}, "must be positive"),
     (lennard_jones_system(3), {"workers": 0}, "must be positive"),
     (virtual_site(), {}, "virtual sites"),
+    (constrained(), {}, "1 constraints, on which .*constraints=None"),
 ])
 def test_systems_that_cannot_be_targets(system, options, message):
     with pytest.raises(OpenMMError, match=message):

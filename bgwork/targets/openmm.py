@@ -26,7 +26,7 @@ class OpenMMTarget(CountedTarget):
         u(x) = U(x) / kT,  grad u = -F(x) / kT
 
     The numbers do not depend on the number of workers, to the last bit. An energy of +inf (overlap) stays +inf; NaN and -inf, which no
-    configuration with a weight has, come back as NaN and are counted in `n_nan`. Constraints, barostats and thermostats play no part.
+    configuration with a weight has, come back as NaN and are counted in `n_nan`. Barostats and thermostats play no part.
 
     Example:
         >>> from bgwork.spaces import MeanFree
@@ -35,7 +35,7 @@ class OpenMMTarget(CountedTarget):
         tensor([-1.7500], dtype=torch.float64)
 
     Args:
-        system: any openmm.System without virtual sites.
+        system: any openmm.System without virtual sites and constraints.
         space: of the configurations, with as many particles as the System, d = 3.
         kT: thermal energy in kJ/mol (`units.kT(temperature)`).
         nm: the length unit of x, in nm.
@@ -43,7 +43,7 @@ class OpenMMTarget(CountedTarget):
         name: printed with every figure.
 
     Raises:
-        OpenMMError: if the System and the space do not fit, or the System has virtual sites.
+        OpenMMError: if the System and the space do not fit, or the System has virtual sites or constraints.
     """
 
     batch = 1_000_000  # one configuration is held at a time anyway; large batches keep the workers busy
@@ -54,6 +54,9 @@ class OpenMMTarget(CountedTarget):
             raise OpenMMError(f"{name}: the System has {system.getNumParticles()} particles in 3 dimensions, the space is {space}")
         if any(system.isVirtualSite(k) for k in range(space.n)):
             raise OpenMMError(f"{name}: the System has virtual sites, whose positions are not free; use a force field without them")
+        if system.getNumConstraints():
+            raise OpenMMError(f"{name}: the System has {system.getNumConstraints()} constraints, on which positions have no density; build "
+                              "it with constraints=None and rigidWater=False")
         if not (kT > 0 and nm > 0 and workers >= 1):
             raise OpenMMError(f"{name}: kT, nm and workers must be positive, got {kT}, {nm}, {workers}")
         self.kT, self.nm, self.workers = kT, nm, workers
