@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork import store, tables, terminal
-from bgwork.analysis import Data, Source, at_temperature, delta_f_of, function_of, load
+from bgwork.analysis import Data, Source, at_temperature, beside, delta_f_of, function_of, load
 from bgwork.conformation import DeltaF
 from bgwork.free_energy import free_energy_difference
 from bgwork.profiles import Profile, free_energy_profile
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.retarget import Retargeted
 from bgwork.reweighting import evaluate
-from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
+from bgwork.samplers.diagnostics import Diagnosis, diagnose, to_json_dict
 
 app = typer.Typer(add_completion=False)
 
@@ -78,7 +78,7 @@ def analyse(data: Data, *, basins: str | None, coordinate: str | None, bins: int
     basins = basins or data.system.basins
     basin_of = function_of(data.system, basins) if basins else None
     profile = profile_along(data.weighted, function_of(data.system, coordinate), bins) if coordinate else None
-    diagnosis = diagnose(data.weighted, reference=ReferenceSet(samples=data.reference), basin_of=basin_of)
+    diagnosis = diagnose(data.weighted, reference=beside(data), basin_of=basin_of)
     between = differences(data.weighted, basin_of, diagnosis.basins) if basin_of else {}
     return Result(diagnosis=diagnosis, differences=between, delta_f=delta_f_of(data), profile=profile, retargeted=data.retargeted)
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from bgwork import runs, units
 from bgwork.conformation import DeltaF, Residue, delta_f, residues, torsion_functions
 from bgwork.held_out import stored_density
-from bgwork.records import WeightedSamples
+from bgwork.records import Estimate, WeightedSamples
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.report import weighed_reference
 from bgwork.retarget import Retargeted, retarget_temperature
 from bgwork.reweighting import weigh
+from bgwork.samplers.diagnosis import ReferenceSet
 from bgwork.system import System, load_system
 from bgwork.trajectories import READERS
 
@@ -46,6 +47,7 @@ class Data:
         weighted: the samples.
         reference: equilibrium samples kept with the system, or None.
         held_out: those of them at which the generator's density, or that of one path back from each, is known, or None.
+        rows: [M] which of the reference samples these are, or None.
         log_q: [M] log of that density.
         problems: what is wrong with a trajectory as equilibrium data, in words.
         retargeted: what the change of temperature did to the weights, or None.
@@ -55,6 +57,7 @@ class Data:
     weighted: WeightedSamples
     reference: WeightedSamples | None
     held_out: WeightedSamples | None = None
+    rows: Tensor | None = None
     log_q: Tensor | None = None
     problems: tuple[str, ...] = ()
     retargeted: Retargeted | None = None
@@ -76,7 +79,8 @@ def load(source: Source) -> Data:
     density = stored_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     if reference is None or density is None:
         return Data(system=system, weighted=weighted, reference=reference)
-    return Data(system=system, weighted=weighted, reference=reference, held_out=reference.take(density.rows), log_q=density.log_q)
+    return Data(system=system, weighted=weighted, reference=reference, held_out=reference.take(density.rows),
+                rows=density.rows, log_q=density.log_q)
 
 
 def _load_trajectory(source: Source) -> Data:
@@ -89,6 +93,14 @@ def _load_trajectory(source: Source) -> Data:
     found = from_trajectory(system, source.path, frame_time=source.frame_time, temperature=temperature, top=source.top)
     problems = tuple(str(check) for check in found.checks if not check.passed)
     return Data(system=system, weighted=weigh(found.proposal, system.target), reference=weighed_reference(system), problems=problems)
+
+
+def beside(data: Data, *, estimates: dict[str, Estimate] | None = None) -> ReferenceSet:
+    """What a diagnosis compares with: the reference samples, the generator's density at some of them, and these estimates.
+
+    At another temperature there is no density: the reference samples were drawn at their own, and are weighted.
+    """
+    return ReferenceSet(samples=data.reference, log_q=data.log_q, rows=data.rows, estimates=estimates or {})
 
 
 def at_temperature(data: Data, temperature: float) -> Data:

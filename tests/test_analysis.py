@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import call
 from typer.testing import CliRunner
 
 from bgwork import store
@@ -75,6 +76,20 @@ def test_observables_with_their_diagnostics(weighted, samples, tmp_path):
     value = json.loads((tmp_path / "o.json").read_text())[str(samples)]["observables"]["radius_of_gyration"]
     expected = expectation(weighted, radius_of_gyration)
     assert value["value"] == pytest.approx(expected.value) and value["stderr"] == pytest.approx(expected.stderr)
+
+
+def test_a_runs_density_at_reference_samples_gives_bar_and_forward_ess(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("run", "dw4", "-n", "400")
+    assert done.exit_code == 0, (done.output, done.exception)
+    folder = Path("runs/dw4/shipped")
+    report = json.loads((folder / "report.json").read_text())
+    for name in ("free_energy", "observables"):
+        result = run(name, folder, "--json", tmp_path / f"{name}.json")
+        assert result.exit_code == 0, (result.output, result.exception)
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        found = content["diagnosis"] if name == "free_energy" else next(iter(content.values()))
+        assert found["forward_ess"] == report["forward_ess"] and found["log_z_bar"] == report["log_z_bar"] is not None
 
 
 def test_samples_without_energies_are_weighed(weighted, tmp_path):
