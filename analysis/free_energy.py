@@ -3,13 +3,15 @@
     python analysis/free_energy.py runs/dw4/shipped --coordinate pair_distance_max --png profile.png
     python analysis/free_energy.py runs/dw4/reference --basins n_long_4 --json dw4.json
     python analysis/free_energy.py runs/ala2-vacuum/shipped --coordinate phi --png phi.png
+    python analysis/free_energy.py runs/ala2-vacuum/shipped --coordinate phi --coordinate psi --png map.png --json map.json
     python analysis/free_energy.py runs/ala2-vacuum/shipped --temperature 350
     python analysis/free_energy.py my-md.dcd --system ala2-vacuum --frame-time 1.0
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,15 +23,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork import store, tables, terminal
-from bgwork.analysis import Data, Source, at_temperature, beside, delta_f_of, function_of, load
+from bgwork.analysis import Data, Source, at_temperature, beside, delta_f_of, function_of, load, torsion_names
 from bgwork.conformation import DeltaF
 from bgwork.free_energy import free_energy_difference
-from bgwork.profiles import Profile, free_energy_profile
+from bgwork.profiles import Profile, Surface, free_energy_profile, free_energy_surface
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.retarget import Retargeted
 from bgwork.reweighting import evaluate
 from bgwork.samplers.diagnostics import Diagnosis, diagnose, to_json_dict
 
+HIGHEST = 12.0  # kT of a map that colours tell apart
 app = typer.Typer(add_completion=False)
 
 
@@ -40,6 +43,8 @@ class Result:
     Attributes:
         differences: F of each basin, relative to the most populated one.
         delta_f: Delta F(phi) of each residue of a peptide.
+        profile: along one coordinate, if one was named.
+        surface: over two, if two were.
         retargeted: what another temperature did to the weights, if one was asked for.
     """
 
@@ -47,6 +52,7 @@ class Result:
     differences: dict[str, Estimate]
     delta_f: dict[str, DeltaF]
     profile: Profile | None
+    surface: Surface | None
     retargeted: Retargeted | None
 
 
@@ -62,25 +68,42 @@ def differences(weighted: WeightedSamples, basin_of: Callable[[Tensor], Tensor],
             for label in populations if populations[label].value > 0}
 
 
-def profile_along(weighted: WeightedSamples, coordinate: Callable[[Tensor], Tensor], bins: int) -> Profile:
-    """Profile over all samples that carry weight."""
+def edges_of(data: Data, name: str, bins: int) -> Tensor:
+    """Bin edges [bins + 1] along a coordinate: a whole turn for a torsion, else from the least to the largest value that carries weight."""
     if bins < 1:
         raise ValueError(f"cannot make {bins} bins; ask for at least one")
-    values = evaluate(coordinate, weighted)[weighted.log_w > -torch.inf]
+    if name in torsion_names(data.system):
+        return torch.linspace(-math.pi, math.pi, bins + 1, dtype=torch.float64)
+    values = evaluate(function_of(data.system, name), data.weighted)[data.weighted.log_w > -torch.inf]
     if values.min() == values.max():
-        raise ValueError(f"the coordinate is {values[0]:g} at every sample, so there is no profile; choose another coordinate")
-    edges = torch.linspace(values.min().item(), values.max().item(), bins + 1, dtype=torch.float64)
-    return free_energy_profile(weighted, coordinate, edges)
+        raise ValueError(f"{name} is {values[0]:g} at every sample, so there is no profile; choose another coordinate")
+    return torch.linspace(values.min().item(), values.max().item(), bins + 1, dtype=torch.float64)
 
 
-def analyse(data: Data, *, basins: str | None, coordinate: str | None, bins: int) -> Result:
+def profile_along(data: Data, name: str, bins: int) -> Profile:
+    """Profile over all samples that carry weight."""
+    return free_energy_profile(data.weighted, function_of(data.system, name), edges_of(data, name, bins))
+
+
+def surface_over(data: Data, names: tuple[str, str], bins: int) -> Surface:
+    """Surface over all samples that carry weight."""
+    first, second = names
+    functions = function_of(data.system, first), function_of(data.system, second)
+    return free_energy_surface(data.weighted, functions, (edges_of(data, first, bins), edges_of(data, second, bins)))
+
+
+def analyse(data: Data, *, basins: str | None, coordinates: Sequence[str], bins: int) -> Result:
     """All that was asked for."""
+    if len(coordinates) > 2:
+        raise ValueError(f"{len(coordinates)} coordinates ({', '.join(coordinates)}) given; name one for a profile, two for a map")
     basins = basins or data.system.basins
     basin_of = function_of(data.system, basins) if basins else None
-    profile = profile_along(data.weighted, function_of(data.system, coordinate), bins) if coordinate else None
+    profile = profile_along(data, *coordinates, bins) if len(coordinates) == 1 else None
+    surface = surface_over(data, tuple(coordinates), bins) if len(coordinates) == 2 else None
     diagnosis = diagnose(data.weighted, reference=beside(data), basin_of=basin_of)
     between = differences(data.weighted, basin_of, diagnosis.basins) if basin_of else {}
-    return Result(diagnosis=diagnosis, differences=between, delta_f=delta_f_of(data), profile=profile, retargeted=data.retargeted)
+    return Result(diagnosis=diagnosis, differences=between, delta_f=delta_f_of(data), profile=profile, surface=surface,
+                  retargeted=data.retargeted)
 
 
 def show_delta_f(path: Path, result: Result) -> None:
@@ -98,7 +121,7 @@ def show_delta_f(path: Path, result: Result) -> None:
         terminal.show("effective sample size after the change of temperature", ("", "fraction"), rows)
 
 
-def show(path: Path, result: Result, coordinate: str | None) -> None:
+def show(path: Path, result: Result, coordinates: Sequence[str]) -> None:
     """Tables and the verdict."""
     if result.diagnosis.basins:
         rows = []
@@ -111,7 +134,11 @@ def show(path: Path, result: Result, coordinate: str | None) -> None:
         edges, value = result.profile.edges, result.profile.value - result.profile.value.min()
         rows = [(f"{edges[k]:.4g} to {edges[k + 1]:.4g}", tables.with_error(value[k].item(), result.profile.stderr[k].item()))
                 for k in range(len(value))]
-        terminal.show(f"{path}: profile along {coordinate}, its minimum at zero", (coordinate, "F / kT"), rows)
+        terminal.show(f"{path}: profile along {coordinates[0]}, its minimum at zero", (coordinates[0], "F / kT"), rows)
+    if result.surface:
+        seen = torch.isfinite(result.surface.value)
+        terminal.say(f"F({', '.join(coordinates)}): {int(seen.sum())} of {seen.numel()} bins hold weight, median standard error "
+                     f"{result.surface.stderr[seen].median():.2g} kT; values and errors are in --json, pictures of both in --png")
     show_delta_f(path, result)
     terminal.show("weights", ("figure", "value", "meaning"), tables.weight_rows(to_json_dict(result.diagnosis)))
     terminal.say(result.diagnosis.verdict)
@@ -129,18 +156,44 @@ def draw(profile: Profile, coordinate: str) -> Figure:
     return figure
 
 
+def draw_map(surface: Surface, coordinates: Sequence[str]) -> Figure:
+    """The surface, its minimum at zero, and its standard error beside it; bins without weight stay white."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    value = torch.where(torch.isfinite(surface.value), surface.value - surface.value.min(), math.nan)
+    panels = (value, HIGHEST, "F / kT"), (surface.stderr, 1.0, "standard error / kT")
+    for axes, (shown, most, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        mesh = axes.pcolormesh(*(edges.numpy() for edges in surface.edges), shown.T.numpy(), cmap="viridis", vmin=0, vmax=most)
+        figure.colorbar(mesh, ax=axes, extend="max")
+        axes.set(xlabel=coordinates[0], ylabel=coordinates[1], title=title)
+    return figure
+
+
+def picture(result: Result, coordinates: Sequence[str]) -> Figure:
+    """Of the profile or of the map."""
+    return draw_map(result.surface, coordinates) if result.surface else draw(result.profile, coordinates[0])
+
+
+def plain(values: Tensor) -> list[list[float | None]]:
+    """Nested lists; null where there is no weight."""
+    return [[value if math.isfinite(value) else None for value in row] for row in values.tolist()]
+
+
 def as_json(result: Result) -> dict[str, Any]:
     """Plain types."""
     profile = result.profile and {"edges": result.profile.edges.tolist(), "value": result.profile.value.tolist(),
                                   "stderr": result.profile.stderr.tolist(), "outside": result.profile.outside}
-    return {"differences": result.differences, "delta_f": result.delta_f, "profile": profile, "diagnosis": to_json_dict(result.diagnosis)}
+    surface = result.surface and {"edges": [edges.tolist() for edges in result.surface.edges], "outside": result.surface.outside,
+                                  "value": plain(result.surface.value), "stderr": plain(result.surface.stderr)}
+    return {"differences": result.differences, "delta_f": result.delta_f, "profile": profile, "surface": surface,
+            "diagnosis": to_json_dict(result.diagnosis)}
 
 
 @app.command()
 def main(
     samples: Annotated[Path, typer.Argument(help="Samples file (.npz), the folder of a run, or a trajectory (.dcd, .xtc, .pdb, .h5).")],
     basins: Annotated[str | None, typer.Option(help="Observable whose integer value labels the basin; default: the system's.")] = None,
-    coordinate: Annotated[str | None, typer.Option(help="Observable, or torsion such as phi, to draw a profile along.")] = None,
+    coordinate: Annotated[list[str] | None, typer.Option(
+        help="Observable, or torsion such as phi, to draw a profile along; two of them for a map.")] = None,
     bins: Annotated[int, typer.Option(help="Bins of the profile.")] = 30,
     system: Annotated[str | None, typer.Option(help="System, where it is not the one that the file names.")] = None,
     frame_time: Annotated[float | None, typer.Option(help="Between the frames of a trajectory, in ps.")] = None,
@@ -152,11 +205,12 @@ def main(
     try:
         data = load(Source(path=samples, system=system, frame_time=frame_time))
         data = data if temperature is None else at_temperature(data, temperature)
-        result = analyse(data, basins=basins, coordinate=coordinate, bins=bins)
-        if png and not result.profile:
+        coordinates = coordinate or []
+        result = analyse(data, basins=basins, coordinates=coordinates, bins=bins)
+        if png and not coordinates:
             raise ValueError("nothing to draw without a coordinate; name one with --coordinate")
         if png:
-            store.write_atomically(png, lambda temporary: draw(result.profile, coordinate).savefig(temporary, dpi=150))
+            store.write_atomically(png, lambda temporary: picture(result, coordinates).savefig(temporary, dpi=150))
         if json:
             store.write_json(json, as_json(result))
     except ValueError as error:
@@ -164,7 +218,7 @@ def main(
         raise typer.Exit(2) from None
     for problem in data.problems:
         terminal.note(f"{samples} may be no equilibrium data: {problem}")
-    show(samples, result, coordinate)
+    show(samples, result, coordinates)
 
 
 if __name__ == "__main__":

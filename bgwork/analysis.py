@@ -128,6 +128,11 @@ def residues_of(system: System) -> tuple[Residue, ...]:
     return residues(system.topology) if system.topology else ()
 
 
+def torsion_names(system: System) -> tuple[str, ...]:
+    """Torsions of a molecule that `function_of` knows by name."""
+    return tuple(torsion_functions(system.topology)) if system.topology else ()
+
+
 def function_of(system: System, name: str) -> Callable[[Tensor], Tensor]:
     """The function of that name: an observable, or a torsion of a molecule in radians.
 

@@ -17,6 +17,7 @@ from bgwork import runs, store
 from bgwork.analysis import Source, at_temperature, delta_f_of, function_of, load, residues_of
 from bgwork.export import export_samples
 from bgwork.held_out import HELD_OUT_FILE
+from bgwork.profiles import free_energy_surface
 from bgwork.provenance import file_fingerprint
 from bgwork.reweighting import weigh
 from bgwork.system import System, load_system
@@ -48,6 +49,23 @@ def folder(system, tmp_path) -> Path:
 
 def truth() -> float:
     return math.log(1 / share_of_left_handed() - 1)
+
+
+def test_the_map_of_phi_and_psi_comes_with_standard_errors(folder, tmp_path):
+    """In the JSON as in `free_energy_surface`, over a whole turn; null where nothing was seen."""
+    files = ("--json", tmp_path / "m.json", "--png", tmp_path / "m.png")
+    result = run("free_energy", folder, "--coordinate", "phi", "--coordinate", "psi", "--bins", 6, *files)
+    assert result.exit_code == 0, (result.output, result.exception)
+    found, data = json.loads((tmp_path / "m.json").read_text())["surface"], load(Source(path=folder))
+    edges = torch.linspace(-math.pi, math.pi, 7, dtype=torch.float64)
+    functions = tuple(function_of(data.system, name) for name in ("phi", "psi"))
+    expected = free_energy_surface(data.weighted, functions, (edges, edges))
+    assert found["edges"] == [edges.tolist()] * 2 and found["outside"] == 0
+    for name in ("value", "stderr"):
+        got = torch.tensor([[math.nan if v is None else v for v in row] for row in found[name]], dtype=torch.float64)
+        wanted = getattr(expected, name)
+        torch.testing.assert_close(got, torch.where(torch.isfinite(wanted), wanted, math.nan), equal_nan=True)
+    assert "hold weight" in result.output and (tmp_path / "m.png").stat().st_size > 5000
 
 
 def test_delta_f_by_every_route_and_the_profile_of_phi(folder, tmp_path):
