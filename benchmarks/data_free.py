@@ -35,6 +35,7 @@ from bgwork.metrics import energy_w2, geometric_w2, noise_floor, total_variation
 from bgwork.observables import pair_distances
 from bgwork.pareto import tail_shape
 from bgwork.protocols import Sampler
+from bgwork.recipes.base import spent_behind
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, expectation, log_z, max_weight, normalised_weights, weigh
 from bgwork.samplers.flow import compiled
@@ -113,10 +114,12 @@ def minutes_behind(path: Path) -> float:
 
 
 def spent_on(path: Path) -> int:
-    """Energies and gradients behind a generator: its training's, and for a polish those of the generator it started from."""
+    """Energies and gradients behind a generator; of a polish that does not say what it started from had spent, that generator's added."""
     meta = store.load_checkpoint(path)[1]
     progress, recipe = meta["progress"], meta["recipe"]
     own = sum(int(progress.get(name, 0)) for name in ("energy_evaluations", "gradient_evaluations", "gradients"))
+    if known := spent_behind(path):
+        return sum(known.values())
     if recipe["objective"] not in ("polish", "polish-map"):
         return own
     return own + spent_on(generator_path(meta["system"], recipe=recipe["training"]["initial"]))

@@ -261,9 +261,9 @@ def learning(training: TrainingRecord, reference: WeightedSamples | None) -> Fig
         known = np.array([(n, row["ess"]) for n, row in zip(asked, rows, strict=True) if "ess" in row]).reshape(-1, 2)
         left.plot(*known.T, ".-", color=WEIGHTED, label="the sampler's ESS")
         left.set(title="Effective share of the samples", ylim=(0, 1.05 * max([1.0, *(each.n_eff / each.n for each in training.baselines)])))
-        low, middle, high = (np.array([row.get(f"u_{share}", math.nan) for row in rows]) for share in ("05", "50", "95"))
-        right.fill_between(asked, low, high, color=RAW, alpha=0.25, lw=0, label="5 - 95 %")
-        right.plot(asked, middle, color=RAW, label="median, fresh samples")
+        at, low, middle, high = np.array(training.quantiles).T
+        right.fill_between(at, low, high, color=RAW, alpha=0.25, lw=0, label="5 - 95 %")
+        right.plot(at, middle, color=RAW, label="median, fresh samples")
         _chains(left, right, training.baselines)
         for share, style in ((0.05, ":"), (0.5, "-"), (0.95, ":")) if reference is not None else ():
             right.axhline(torch.quantile(reference.u, share).item(), color=REFERENCE, lw=1, ls=style,

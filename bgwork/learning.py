@@ -13,15 +13,16 @@ from typing import Any
 from bgwork import store
 from bgwork.baselines import Baseline, from_json
 from bgwork.provenance import file_fingerprint
+from bgwork.recipes.base import COUNTS, RAW_QUANTILES
 
 METRICS_FILE, METRICS_SUFFIX = "metrics.jsonl", ".metrics.jsonl"  # in a training run's folder; beside a generator that is shipped
+FRESH = ("u_05", "u_50", "u_95")
 BASELINES_FILE = "baselines.json"  # in the folder of the samples
-COUNTS = ("energy_evaluations", "gradient_evaluations")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """A training that counted its evaluations of the energy, since it had nothing else to learn from.
+    """A training whose evaluations of the energy are known from the very beginning, since no data stand behind it.
 
     Attributes:
         progress: figures at its end: steps, seconds, evaluations of the energy alone and of energy and gradient.
@@ -49,7 +50,13 @@ class TrainingRecord:
     @property
     def is_curve(self) -> bool:
         """Whether evaluations were asked for while it learned; a bootstrap has spent them all before."""
-        return len({evaluations(row) for row in self.rows}) > 1
+        return len({asked for asked, *_ in self.quantiles}) > 1
+
+    @property
+    def quantiles(self) -> list[tuple[float, ...]]:
+        """Evaluations and 5, 50 and 95 % of u in the rows that know them: of fresh samples, or else of those that ESS was measured on."""
+        named = [(row, FRESH if FRESH[0] in row else RAW_QUANTILES) for row in self.rows]
+        return [(evaluations(row), *(row[name] for name in names)) for row, names in named if names[0] in row]
 
 
 def evaluations(row: Mapping[str, float]) -> float:

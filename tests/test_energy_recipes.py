@@ -1,6 +1,7 @@
 """Recipes of diffusions and of samplers from the energy alone: trained for a few steps, sampled with both weights, bootstrapped."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from exact_diffusions import velocity
 from oracles import GaussianOracle
 
-from bgwork import store
+from bgwork import figures, store
 from bgwork.generators import load_trained
+from bgwork.learning import training_record
 from bgwork.objectives.bootstrap import data_from, resampled
 from bgwork.objectives.diffusion import SCHEDULES, score_of_velocity
+from bgwork.provenance import file_fingerprint
 from bgwork.recipes import RecipeError, Request, load_recipe, parse_recipe
 from bgwork.recipes.adjoint import AdjointRecipe, WeightedAdjointRecipe
 from bgwork.records import Density, Origin, Proposal
@@ -120,6 +123,36 @@ def test_a_bootstrap_learns_from_the_weighted_samples_of_its_teacher(toy):
         assert len(job.data.x1) == 500 and header["teacher"]["distinct"] == len(job.data.x1.unique(dim=0))
     with pytest.raises(RecipeError, match="train it first"):
         trained(toy, "bootstrap", folder="none", **settings, teacher={"generator": "nobody"})
+
+
+def test_a_polish_counts_from_the_very_beginning_where_no_data_stand_behind_it(toy):
+    """Teacher, bootstrap, polish: 300 gradients and 500 energies to begin with, then 20 gradients a step."""
+    teacher = trained(toy, "adjoint")
+    grid = {"sampler": {"integrator": "midpoint", "steps": 4}}
+    start = trained(toy, "bootstrap", folder="bootstrap", coupling={"kind": "independent"}, **grid,
+                    teacher={"generator": str(teacher.folder), "samples": 500, "weights": "path"})
+    shutil.copy(start.generator, toy.system / "generators" / "bootstrap.safetensors")
+    job = polished(toy, "bootstrap", share=0.0, **grid)
+    told = store.load_checkpoint(job.generator)[1]["progress"]
+    assert (told["gradients"], told["energy_evaluations"], told["gradient_evaluations"]) == (120, 500, 420)
+    record = record_of(job)
+    assert record.spent == 920 and record.is_curve and [asked for asked, *_ in record.quantiles] == [840, 880, 920]
+    assert all(low < middle < high for _, low, middle, high in record.quantiles)
+    left, right = figures.learning(record, None).axes
+    assert left.lines[0].get_xdata().tolist() == right.lines[0].get_xdata().tolist() == [840, 880, 920]
+    assert not record_of(start).is_curve and record_of(start).spent == 800
+    assert record_of(polished(toy, "bootstrap", share=0.5, **grid)) is None, "nobody knows what the data cost"
+    assert record_of(polished(toy, "eqot-fm", share=0.0, field=FIELD | {"depth": 1}, **grid)) is None, "nor those it was trained on"
+
+
+def polished(toy, initial, *, share, **settings):
+    return trained(toy, "polish", folder=f"{initial}, {share}", training=LOOP | {"initial": initial, "evaluate_every": 2},
+                   polish={"batch": 20, "share": share}, **settings)
+
+
+def record_of(job):
+    return training_record(job.folder, {"generator": str(job.generator), "generator_fingerprint": file_fingerprint(job.generator)},
+                           made_with="")
 
 
 def test_a_bootstrap_shows_its_teacher_no_reference_samples(toy, monkeypatch):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, NamedTuple
 
 import torch
@@ -138,6 +138,7 @@ class PolishSource:
         seed: together with the step, seeds everything drawn.
         x: equilibrium data [N, n, d]; None if settings.share is 0.
         rows: configurations whose Jacobians are differentiated at once.
+        before: evaluations of the energy behind what is polished, as its header names them; empty if not known, or if there are data.
     """
 
     prior: Prior
@@ -146,6 +147,7 @@ class PolishSource:
     seed: int
     x: Tensor | None = None
     rows: int = 16
+    before: Mapping[str, int] = field(default_factory=dict)
     counts: PolishCounts = field(default_factory=PolishCounts)
 
     def __post_init__(self) -> None:
@@ -230,11 +232,12 @@ class PolishSource:
         return tuple(points)
 
     def figures(self) -> dict[str, float]:
-        """The counts, for every row of the metrics."""
-        return {f.name: getattr(self.counts, f.name) for f in fields(self.counts)}
+        """The counts, for every row of the metrics, and evaluations from the very beginning, where those before are known."""
+        own = {"gradient_evaluations": self.counts.gradients}
+        return asdict(self.counts) | {name: count + own.get(name, 0) for name, count in self.before.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: torch.tensor(value) for name, value in self.figures().items()}
+        return {name: torch.tensor(value) for name, value in asdict(self.counts).items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         self.counts = PolishCounts(**{f.name: int(tensors[f.name]) for f in fields(PolishCounts)})

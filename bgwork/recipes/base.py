@@ -26,6 +26,7 @@ from bgwork.spaces import Euclidean, MeanFree, Space, Torus
 from bgwork.system import Section, System, load_system
 from bgwork.training import TrainingJob
 
+COUNTS = ("energy_evaluations", "gradient_evaluations")  # in metrics and headers, where a training counted them
 RAW_QUANTILES = ("raw_u_05", "raw_u_50", "raw_u_95")  # of the samples that ESS is evaluated on, in the metrics
 
 
@@ -174,16 +175,32 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
         SystemFileError: if there is no such system.
         FileError: if it has no such generator.
     """
-    owner, _, name = name.rpartition("/")
-    other = load_system(owner) if owner else system
+    other, path = initial_generator(system, name)
     if system.topology is not None and not system.topology.same_molecule(other.topology):
         raise RecipeError(f"{other.name} is not the molecule of {system.name}, atom by atom; its generators cannot be started from")
-    path = other.path / "generators" / f"{name}.safetensors"
     weights = {key.removeprefix(wrapper): value for key, value in store.load_checkpoint(path)[0].items() if not key.startswith(ignore)}
     misfit = misfit_of(weights, network)
     if misfit:
         raise RecipeError(f"{path} does not fit the recipe's [field]: {misfit}; start from a generator with the same [field]")
     network.load_state_dict(weights, strict=False)
+
+
+def initial_generator(system: System, name: str) -> tuple[System, Path]:
+    """The system and the file of a generator to start from, called NAME or SYSTEM/NAME."""
+    owner, _, name = name.rpartition("/")
+    other = load_system(owner) if owner else system
+    return other, other.path / "generators" / f"{name}.safetensors"
+
+
+def spent_behind(path: Path) -> dict[str, int]:
+    """Evaluations of the energy behind a generator, those of every training on the way to it; empty if not known, as with MD data."""
+    progress = store.load_checkpoint(path)[1].get("progress", {})
+    return {name: int(progress[name]) for name in COUNTS} if all(name in progress for name in COUNTS) else {}
+
+
+def spent_before(request: Request, initial: str) -> dict[str, int]:
+    """Evaluations behind the generator that a training starts from; empty if not known, and where there are data, whose cost is not."""
+    return {} if request.data is not None else spent_behind(initial_generator(request.system, initial)[1])
 
 
 def misfit_of(weights: Mapping[str, Tensor], network: nn.Module) -> str:

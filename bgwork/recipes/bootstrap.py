@@ -8,9 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from bgwork import store
 from bgwork.objectives.bootstrap import Resampled, data_from
-from bgwork.recipes.base import RecipeError, Request
+from bgwork.recipes.base import RecipeError, Request, spent_behind
 from bgwork.recipes.flow_matching import FlowMatchingRecipe
 from bgwork.records import Cost, Density
 from bgwork.system import Count, Section
@@ -84,8 +83,5 @@ def spent_in_all(teacher: Path, cost: Cost) -> dict[str, float]:
         teacher: its file.
         cost: of the samples drawn and weighed.
     """
-    progress = store.load_checkpoint(teacher)[1].get("progress", {})
-    before = {f"{kind}_evaluations": progress.get(f"{kind}_evaluations") for kind in ("energy", "gradient")}
-    if None in before.values():
-        return {}
-    return {f"{kind}_evaluations": before[f"{kind}_evaluations"] + getattr(cost, kind) for kind in ("energy", "gradient")}
+    drawn = {"energy_evaluations": cost.energy, "gradient_evaluations": cost.gradient}
+    return {name: count + drawn[name] for name, count in spent_behind(teacher).items()}

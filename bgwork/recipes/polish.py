@@ -10,7 +10,7 @@ from torch import nn
 from bgwork.fields.compiled import CompiledField
 from bgwork.objectives.polish import CoarseFlow, PolishLoss, PolishSource
 from bgwork.protocols import Sampler
-from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta, load_initial
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta, load_initial, spent_before
 from bgwork.recipes.sections import DivergenceSection, GridSection, PolishTrainingSection
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid, LearnedGrid
@@ -62,7 +62,8 @@ class PolishRecipe(Recipe):
         load_initial(network.field, system, self.training.initial, wrapper="field.", ignore=("grid.",))
         if self.training.compiled:
             network.arithmetic = CompiledField(network.field, rows=ROWS)
-        source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data)
+        source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data,
+                              before=spent_before(request, self.training.initial))
         config = self.training.config(compiled=False)
         return TrainingJob(
             model=network, loss=PolishLoss(settings), data=source, config=config, folder=request.folder, meta=job_meta(self, request),

@@ -9,7 +9,7 @@ from torch import nn
 from bgwork.fields.two_times import AverageVelocity, of_two_times
 from bgwork.objectives.polish import PolishLoss, PolishSource
 from bgwork.protocols import Sampler
-from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial, spent_before
 from bgwork.recipes.sections import DivergenceSection, PolishTrainingSection
 from bgwork.samplers.flow_map import FewSteps, FlowMapSampler, even_times
 from bgwork.system import Count, Section, System
@@ -43,7 +43,8 @@ class MapPolishRecipe(Recipe):
         system, settings = request.system, self.polish.settings()
         network = self.fresh_network(request)
         load_initial(network.average, system, self.training.initial, wrapper="average.")
-        source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data)
+        source = PolishSource(prior=system.prior, target=system.differentiable_target, settings=settings, seed=request.seed, x=request.data,
+                              before=spent_before(request, self.training.initial))
         return TrainingJob(
             model=network, loss=PolishLoss(settings), data=source, config=self.training.config(), folder=request.folder,
             meta=job_meta(self, request), evaluate=ess_of(self, system, n=self.training.evaluate_samples), on_log=request.on_log)
