@@ -132,12 +132,14 @@ def warmer_rows(data: Data, common: dict[str, Any]) -> list[Row]:
 
 
 def shape_rows(data: Data, common: dict[str, Any]) -> list[Row]:
-    """Molecules that are broken or inverted, in numbers and in weight."""
+    """Molecules that are broken or inverted, or have renumbered hydrogens, in numbers and in weight."""
     found = intactness(data.weighted, data.system.topology, data.system.structure)
     return [Row(metric="broken, share of samples", value=found.n_broken / found.n, **common),
             Row(metric="inverted, share of samples", value=found.n_inverted / found.n, **common),
+            Row(metric="renumbered hydrogens, share of samples", value=found.n_renumbered / found.n, **common),
             estimate_row("broken, share of weight", found.broken, **common),
-            estimate_row("inverted, share of weight", found.inverted, **common)]
+            estimate_row("inverted, share of weight", found.inverted, **common),
+            estimate_row("renumbered hydrogens, share of weight", found.renumbered, **common)]
 
 
 Metric = Callable[[Tensor, Tensor, Tensor], float]

@@ -15,7 +15,7 @@ from bgwork.geometry import distances
 from bgwork.observables import Atoms, dihedral
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import average
-from bgwork.topology import Topology, backbone_torsions, same_chirality, stereocentres
+from bgwork.topology import Topology, backbone_torsions, handed_groups, same_chirality, stereocentres
 
 POSITIVE_PHI = (0.0, 2.0)  # rad: the basin whose free energy is Delta F(phi)
 ALPHA_PSI = (math.radians(-120), math.radians(50))  # psi of right-handed helices, as opposed to extended conformations
@@ -44,14 +44,17 @@ class Intactness:
     Attributes:
         n: samples whose coordinates are numbers.
         n_broken, n_inverted: of them, how many have a broken bond, or a stereocentre of the wrong hand.
-        broken, inverted: their share of the weight.
+        n_renumbered: how many have the hydrogens of a CH3, NH3 or CH2 group numbered in the other sense (a mirror image has, too).
+        broken, inverted, renumbered: their share of the weight.
     """
 
     n: int
     n_broken: int
     n_inverted: int
+    n_renumbered: int
     broken: Estimate
     inverted: Estimate
+    renumbered: Estimate
 
 
 def residues(topology: Topology) -> tuple[Residue, ...]:
@@ -104,7 +107,7 @@ def broken_bonds(x: Tensor, *, topology: Topology, structure: Tensor) -> Tensor:
 
 
 def intactness(weighted: WeightedSamples, topology: Topology, structure: Tensor) -> Intactness:
-    """Count broken bonds and inverted stereocentres, and weigh them.
+    """Count broken bonds and what lies outside the target's chamber: inverted stereocentres and handed groups, each by itself; weigh them.
 
     Args:
         weighted: samples.
@@ -114,9 +117,10 @@ def intactness(weighted: WeightedSamples, topology: Topology, structure: Tensor)
     whole = torch.isfinite(weighted.x).flatten(1).all(1)
     x = torch.where(whole[:, None, None], weighted.x, structure.double())
     broken = whole & (broken_bonds(x, topology=topology, structure=structure) > 0)
-    inverted = whole & ~same_chirality(x, stereocentres(topology, structure))
-    return Intactness(n=int(whole.sum()), n_broken=int(broken.sum()), n_inverted=int(inverted.sum()),
-                      broken=average(weighted, broken.double()), inverted=average(weighted, inverted.double()))
+    inverted, renumbered = (whole & ~same_chirality(x, find(topology, structure)) for find in (stereocentres, handed_groups))
+    return Intactness(n=int(whole.sum()), n_broken=int(broken.sum()), n_inverted=int(inverted.sum()), n_renumbered=int(renumbered.sum()),
+                      broken=average(weighted, broken.double()), inverted=average(weighted, inverted.double()),
+                      renumbered=average(weighted, renumbered.double()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,8 @@ def molecular_pictures(weighted: WeightedSamples, reference: WeightedSamples | N
 
 
 def intactness_text(weighted: WeightedSamples, topology: Topology, structure: Tensor) -> str:
-    """How many samples have broken bonds or inverted centres, and what these weigh, in words."""
+    """How many samples have broken bonds, inverted centres or renumbered hydrogens, and what these weigh, in words."""
     found = intactness(weighted, topology, structure)
-    return (f"Of {found.n} samples, {found.n_broken} have a broken bond and {found.n_inverted} a stereocentre of the wrong hand; they "
-            f"carry {found.broken.value:.2g} and {found.inverted.value:.2g} of the weight. None is left out.")
+    return (f"Of {found.n} samples, {found.n_broken} have a broken bond, {found.n_inverted} a stereocentre of the wrong hand and "
+            f"{found.n_renumbered} the hydrogens of a CH3, NH3 or CH2 group numbered in the other sense; they carry "
+            f"{found.broken.value:.2g}, {found.inverted.value:.2g} and {found.renumbered.value:.2g} of the weight. None is left out.")

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork import figures, figures_molecular, page, store
+from bgwork.conformation import intactness
 from bgwork.learning import BASELINES_FILE, TrainingRecord
 from bgwork.provenance import commit, file_fingerprint
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import average, expectation, weigh
-from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
+from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, plain, to_json_dict
 from bgwork.system import System, reference_samples
 
 REFERENCE_FILE = "reference.npz"  # of a system
@@ -119,6 +120,8 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
     basin_of = system.functions[system.basins] if system.basins else None
     diagnosis = diagnose(weighted, reference=reference, observables=observables_of(system), basin_of=basin_of)
     content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder, system)}
+    if system.topology:
+        content["intactness"] = plain(intactness(weighted, system.topology, system.structure))
     shown = pictures(weighted, diagnosis, known, system)
     if training is not None:
         content["cost"] |= {"training": training.cost}

@@ -128,4 +128,5 @@ def test_averages_come_with_what_became_of_the_molecules(system, tmp_path):
     store.save_samples(tmp_path / "samples.npz", broken)
     result = run("observables", tmp_path / "samples.npz", "--observable", "radius_of_gyration")
     assert result.exit_code == 0, result.output
-    assert "Of 100 samples, 1 have a broken bond and 1 a stereocentre of the wrong hand" in " ".join(result.output.split())
+    said = " ".join(result.output.split())
+    assert "Of 100 samples, 1 have a broken bond, 1 a stereocentre of the wrong hand and 2 the hydrogens of a CH3" in said

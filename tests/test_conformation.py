@@ -31,7 +31,7 @@ from bgwork.records import WeightedSamples
 from bgwork.reweighting import weigh
 from bgwork.spaces import MeanFree
 from bgwork.system import load_system
-from bgwork.topology import Topology
+from bgwork.topology import Topology, equivalent_hydrogens
 
 
 def plain(molecule: Peptide) -> Topology:
@@ -82,13 +82,16 @@ def test_broken_and_inverted_are_counted_and_weighed_and_stay():
     molecule = peptide()
     topology, x = plain(molecule), molecule.perturbed(10, std=0.002)
     x[3] = -x[3]  # the mirror image
-    x[5, -1] += 0.2  # a hydrogen leaves
+    x[5, -1] += torch.sign(x[5, -1] - x[5, topology.neighbours[-1][0]]) * 0.2  # a hydrogen leaves, outwards
+    methyl = equivalent_hydrogens(topology)[1]
+    x[8, list(methyl[:2])] = x[8, list(methyl[1::-1])]  # two of its hydrogens exchanged
     x[7] = math.nan
     u = torch.full((10,), -10.0, dtype=torch.float64)
-    u[3], u[5] = -8.0, 50.0
+    u[3], u[5], u[8] = -8.0, 50.0, -9.0
     found = intactness(weighted(x, u), topology, molecule.x)
-    assert (found.n, found.n_broken, found.n_inverted) == (9, 1, 1)
-    total = 7 + math.exp(-2) + math.exp(-60)
+    assert (found.n, found.n_broken, found.n_inverted, found.n_renumbered) == (9, 1, 1, 2)
+    total = 6 + math.exp(-2) + math.exp(-60) + math.exp(-1)
+    assert found.renumbered.value == pytest.approx((math.exp(-2) + math.exp(-1)) / total)
     assert found.inverted.value == pytest.approx(math.exp(-2) / total) and found.inverted.stderr > 0
     assert found.broken.value == pytest.approx(math.exp(-60) / total)
     assert broken_bonds(x[:6], topology=topology, structure=molecule.x).tolist() == [0, 0, 0, 0, 0, 1]
@@ -99,7 +102,7 @@ def test_thermal_motion_breaks_nothing():
     x = molecule.perturbed(200, std=0.004)
     assert not broken_bonds(x, topology=plain(molecule), structure=molecule.x).any()
     found = intactness(weighted(x, torch.zeros(200, dtype=torch.float64)), plain(molecule), molecule.x)
-    assert (found.n_broken, found.n_inverted, found.inverted.value) == (0, 0, 0.0)
+    assert (found.n_broken, found.n_inverted, found.n_renumbered, found.inverted.value) == (0, 0, 0, 0.0)
 
 
 def test_a_molecule_without_backbone_has_no_residues():

@@ -91,4 +91,4 @@ def test_bond_lengths_and_the_words_beside_them(system, sets):
     x[0, 0] += 1.0
     broken = replace(weighted, proposal=replace(weighted.proposal, x=x))
     shown = molecular_pictures(broken, None, system.topology, system.structure)
-    assert len(shown) == 3 and "Of 300 samples, 1 have a broken bond and 0 a stereocentre" in shown[2][1]
+    assert len(shown) == 3 and "Of 300 samples, 1 have a broken bond, 0 a stereocentre" in shown[2][1]

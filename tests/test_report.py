@@ -11,6 +11,7 @@ from html import escape
 import numpy as np
 import pytest
 import torch
+from ala2 import generated
 from oracles import GaussianOracle, chains, propose
 from scipy import stats
 
@@ -22,6 +23,7 @@ from bgwork.samplers.diagnosis import ReferenceSet
 from bgwork.samplers.diagnostics import diagnose, to_json_dict
 from bgwork.spaces import Euclidean
 from bgwork.system import load_system, reference_samples
+from bgwork.topology import equivalent_hydrogens
 
 PLANE = Euclidean(n=1, d=2)
 PROVENANCE = {"command": "bgwork report", "commit": "", "versions": {"torch": "2"}, "sampling": {"steps": 4}}
@@ -127,6 +129,19 @@ def test_report_of_markov_chains_has_no_log_z(toy):
     assert set(write_report(toy.root, others, system, held_out=None, provenance=PROVENANCE).content["reference"]) >= {"u", "coordinate_x"}
     assert not any("Pareto fit" in caption for _, caption in pictures(weighted, diagnose(weighted), None, system))
     assert json.loads(report.json.read_text())["density"] == "unnormalised"
+
+
+def test_report_of_a_molecule_counts_what_is_broken_or_of_the_wrong_hand(toy):
+    """One mirror image, which has every handed group inverted too, and one methyl group with two hydrogens exchanged."""
+    system = load_system("ala2-vacuum")
+    samples = generated(system, 60)
+    x, (first, second, *_) = samples.x.clone(), equivalent_hydrogens(system.topology)[0]
+    x[3], x[4, [first, second]] = -x[3], x[4, [second, first]]
+    report = write_report(toy.root, weigh(replace(samples.proposal, x=x), system.target), system, held_out=None, provenance=PROVENANCE)
+    found = json.loads(report.json.read_text())["intactness"]
+    assert {name: found[name] for name in found if name.startswith("n")} == {"n": 60, "n_broken": 0, "n_inverted": 1, "n_renumbered": 2}
+    assert found["inverted"]["value"] == found["renumbered"]["value"] == 0.0, "outside the chamber of the target"
+    assert "2 the hydrogens of a CH3" in report.html.read_text() and found == report.content["intactness"]
 
 
 @pytest.mark.parametrize("name", ["dw4", "lj13", "gmm40"])

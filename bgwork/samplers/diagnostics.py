@@ -20,7 +20,7 @@ from bgwork.reweighting import average, effective_number, ess, evaluate, expecta
 from bgwork.samplers.diagnosis import Comparison, Diagnosis, ReferenceSet
 from bgwork.samplers.verdict import judge
 
-__all__ = ["Comparison", "Diagnosis", "Observable", "ReferenceSet", "diagnose", "to_json_dict"]
+__all__ = ["Comparison", "Diagnosis", "Observable", "ReferenceSet", "diagnose", "plain", "to_json_dict"]
 
 Observable = Callable[[Tensor], Tensor]
 
@@ -63,7 +63,7 @@ def to_json_dict(diagnosis: Diagnosis) -> dict[str, Any]:
     content = {f.name: getattr(diagnosis, f.name) for f in fields(diagnosis)}
     per_sample = {name: value / diagnosis.n for name, value in asdict(diagnosis.cost).items() if name != "seconds"}
     content |= {"cost": per_sample | {"seconds": diagnosis.cost.seconds}, "trusted": diagnosis.trusted}
-    return _plain(content)
+    return plain(content)
 
 
 def _absolute(weighted: WeightedSamples, reference: ReferenceSet) -> tuple[dict[str, Any], list[str]]:
@@ -137,13 +137,14 @@ def _compare(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> di
     return {name: Comparison(value=truth.value, stderr=truth.stderr, z=ours[name].z(truth)) for name, truth in theirs.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A record as report.json holds it: plain types, with null for what is not finite."""
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Density):
         return value.value
     return None if isinstance(value, float) and not math.isfinite(value) else value
