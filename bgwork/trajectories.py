@@ -70,7 +70,7 @@ def check_atoms(pdb: Path, topology: Topology) -> None:
     for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a != b:
             raise TrajectoryError(f"atom {k + 1} of {pdb} is {b}, of {topology.path} {a}: another order of atoms; "
-                                  "reorder the trajectory (mdtraj: trajectory.atom_slice), or make the system from this PDB file")
+                                  "reorder its coordinates (mdtraj: xyz[:, order]; atom_slice sorts), or make the system from this PDB")
 
 
 def check_structure(x: Tensor, *, topology: Topology, structure: Tensor) -> None:
