@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork import store, tables, terminal
-from bgwork.analysis import Data, Source, at_temperature, beside, delta_f_of, function_of, load, torsion_names
+from bgwork.analysis import Data, Source, at_temperature, delta_f_of, function_of, known_of, load, log_z_by_mbar, torsion_names
 from bgwork.conformation import DeltaF
 from bgwork.free_energy import free_energy_difference
 from bgwork.profiles import Profile, Surface, free_energy_profile, free_energy_surface
@@ -46,6 +46,8 @@ class Result:
         profile: along one coordinate, if one was named.
         surface: over two, if two were.
         retargeted: what another temperature did to the weights, if one was asked for.
+        log_z_mbar: log Z at that temperature with the help of the reference samples, where log q is known at them.
+        notes: why something could not be had.
     """
 
     diagnosis: Diagnosis
@@ -54,6 +56,8 @@ class Result:
     profile: Profile | None
     surface: Surface | None
     retargeted: Retargeted | None
+    log_z_mbar: Estimate | None
+    notes: tuple[str, ...]
 
 
 def differences(weighted: WeightedSamples, basin_of: Callable[[Tensor], Tensor],
@@ -100,10 +104,14 @@ def analyse(data: Data, *, basins: str | None, coordinates: Sequence[str], bins:
     basin_of = function_of(data.system, basins) if basins else None
     profile = profile_along(data, *coordinates, bins) if len(coordinates) == 1 else None
     surface = surface_over(data, tuple(coordinates), bins) if len(coordinates) == 2 else None
-    diagnosis = diagnose(data.weighted, reference=beside(data), basin_of=basin_of)
+    diagnosis = diagnose(data.weighted, reference=known_of(data), basin_of=basin_of)
     between = differences(data.weighted, basin_of, diagnosis.basins) if basin_of else {}
+    try:
+        log_z_mbar, notes = log_z_by_mbar(data), ()
+    except ValueError as error:
+        log_z_mbar, notes = None, (f"no log Z by MBAR at this temperature: {error}",)
     return Result(diagnosis=diagnosis, differences=between, delta_f=delta_f_of(data), profile=profile, surface=surface,
-                  retargeted=data.retargeted)
+                  retargeted=data.retargeted, log_z_mbar=log_z_mbar, notes=notes)
 
 
 def show_delta_f(path: Path, result: Result) -> None:
@@ -119,6 +127,10 @@ def show_delta_f(path: Path, result: Result) -> None:
         rows = [("before", tables.estimate(changed.before)), ("predicted", tables.estimate(changed.predicted.log_normal)),
                 ("found", tables.estimate(changed.measured))]
         terminal.show("effective sample size after the change of temperature", ("", "fraction"), rows)
+    if result.log_z_mbar:
+        terminal.say(f"log Z at this temperature, by MBAR with reference samples of the system's own: {tables.estimate(result.log_z_mbar)}")
+    for note in result.notes:
+        terminal.note(note)
 
 
 def show(path: Path, result: Result, coordinates: Sequence[str]) -> None:
@@ -185,6 +197,7 @@ def as_json(result: Result) -> dict[str, Any]:
     surface = result.surface and {"edges": [edges.tolist() for edges in result.surface.edges], "outside": result.surface.outside,
                                   "value": plain(result.surface.value), "stderr": plain(result.surface.stderr)}
     return {"differences": result.differences, "delta_f": result.delta_f, "profile": profile, "surface": surface,
+            "log_z_mbar": result.log_z_mbar,
             "diagnosis": to_json_dict(result.diagnosis)}
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bgwork import store, tables, terminal
-from bgwork.analysis import Data, Source, beside, load
+from bgwork.analysis import Data, Source, known_of, load
 from bgwork.figures_molecular import intactness_text
 from bgwork.report import observables_of
 from bgwork.samplers.diagnostics import Diagnosis, diagnose, to_json_dict
@@ -24,7 +24,7 @@ app = typer.Typer(add_completion=False)
 def diagnosis_of(data: Data, names: list[str] | None) -> Diagnosis:
     """Averages and what says whether to believe them."""
     system = data.system
-    return diagnose(data.weighted, reference=beside(data, estimates=system.references), observables=observables_of(system, names))
+    return diagnose(data.weighted, reference=known_of(data), observables=observables_of(system, names))
 
 
 def shape_of(data: Data) -> str:

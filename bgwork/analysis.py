@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from bgwork import runs, units
-from bgwork.conformation import DeltaF, Residue, delta_f, residues, torsion_functions
+from bgwork.conformation import DeltaF, Residue, delta_f, has_other_phi, has_positive_phi, residues, torsion_functions
+from bgwork.free_energy import log_z_elsewhere, pooled_difference
 from bgwork.held_out import stored_density
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reference_trajectory import from_trajectory
-from bgwork.report import weighed_reference
+from bgwork.report import HeldOut, independent_reference, weighed_reference
 from bgwork.retarget import Retargeted, retarget_temperature
 from bgwork.reweighting import weigh
 from bgwork.samplers.diagnosis import ReferenceSet
@@ -47,20 +50,22 @@ class Data:
         weighted: the samples.
         reference: equilibrium samples kept with the system, or None.
         held_out: those of them at which the generator's density, or that of one path back from each, is known, or None.
-        rows: [M] which of the reference samples these are, or None.
         log_q: [M] log of that density.
+        rows: [M] which of the reference samples they are, or None if they are no part of them.
         problems: what is wrong with a trajectory as equilibrium data, in words.
         retargeted: what the change of temperature did to the weights, or None.
+        sampled: the same at the temperature at which the reference was sampled, or None if that is this one.
     """
 
     system: System
     weighted: WeightedSamples
     reference: WeightedSamples | None
     held_out: WeightedSamples | None = None
-    rows: Tensor | None = None
     log_q: Tensor | None = None
+    rows: Tensor | None = None
     problems: tuple[str, ...] = ()
     retargeted: Retargeted | None = None
+    sampled: Data | None = None
 
 
 def load(source: Source) -> Data:
@@ -79,8 +84,8 @@ def load(source: Source) -> Data:
     density = stored_density(folder, system, made_with=weighted.proposal.origin.config_hash)
     if reference is None or density is None:
         return Data(system=system, weighted=weighted, reference=reference)
-    return Data(system=system, weighted=weighted, reference=reference, held_out=reference.take(density.rows),
-                rows=density.rows, log_q=density.log_q)
+    return Data(system=system, weighted=weighted, reference=reference, held_out=reference.take(density.rows), log_q=density.log_q,
+                rows=density.rows)
 
 
 def _load_trajectory(source: Source) -> Data:
@@ -95,14 +100,6 @@ def _load_trajectory(source: Source) -> Data:
     return Data(system=system, weighted=weigh(found.proposal, system.target), reference=weighed_reference(system), problems=problems)
 
 
-def beside(data: Data, *, estimates: dict[str, Estimate] | None = None) -> ReferenceSet:
-    """What a diagnosis compares with: the reference samples, the generator's density at some of them, and these estimates.
-
-    At another temperature there is no density: the reference samples were drawn at their own, and are weighted.
-    """
-    return ReferenceSet(samples=data.reference, log_q=data.log_q, rows=data.rows, estimates=estimates or {})
-
-
 def at_temperature(data: Data, temperature: float) -> Data:
     """Everything reweighted to another temperature in K, the reference samples too.
 
@@ -113,14 +110,58 @@ def at_temperature(data: Data, temperature: float) -> Data:
         raise ValueError(f"{data.system.name} is not a molecule: its energy is in kT, so it has no temperature in K to change")
     factor = units.kT(temperature) / data.system.target.kT
     moved = retarget_temperature(data.weighted, factor=factor)
-    reference = data.reference and retarget_temperature(data.reference, factor=factor).samples
-    return Data(system=data.system, weighted=moved.samples, reference=reference, problems=data.problems, retargeted=moved)
+    reference, held_out = (known and retarget_temperature(known, factor=factor).samples for known in (data.reference, data.held_out))
+    return replace(data, weighted=moved.samples, reference=reference, held_out=held_out, retargeted=moved, sampled=data)
+
+
+def known_of(data: Data) -> ReferenceSet:
+    """What the samples can be checked against, as in a report of them.
+
+    At another temperature these are the reweighted reference samples alone: reference values are of the system's own temperature, and BAR
+    and forward ESS want samples that were drawn at the new one (`log_z_by_mbar` does without).
+    """
+    drawn_here = data.sampled is None and data.rows is not None
+    held_out = HeldOut(log_q=data.log_q, rows=data.rows) if drawn_here else None
+    known = independent_reference(data.weighted, data.reference, data.system, held_out=held_out)
+    return known if data.sampled is None else replace(known, estimates={})
+
+
+def log_z_by_mbar(data: Data) -> Estimate | None:
+    """log Z at another temperature from the samples and the reference samples of the system's own; None where these or log q are missing.
+
+    Raises:
+        ValueError: as `free_energy.log_z_elsewhere`.
+    """
+    if data.sampled is None or data.held_out is None:
+        return None
+    weighted, held_out = data.sampled.weighted, data.sampled.held_out
+    return log_z_elsewhere(weighted, data.log_q, held_out.u, _u_elsewhere(data), group=held_out.proposal.group)
 
 
 def delta_f_of(data: Data) -> dict[str, DeltaF]:
     """Delta F(phi) of every residue of a peptide, by "phi" or "phi 2", ...; empty for anything else."""
     known = {"reference": data.reference, "held_out": data.held_out, "log_q": data.log_q}
-    return {f"phi {r.name}".strip(): delta_f(data.weighted, r, **known) for r in residues_of(data.system)}
+    found = {r: delta_f(data.weighted, r, **known) for r in residues_of(data.system)}
+    return {f"phi {r.name}".strip(): value if data.sampled is None else _with_pool(value, r, data) for r, value in found.items()}
+
+
+def _with_pool(found: DeltaF, residue: Residue, data: Data) -> DeltaF:
+    """With what MBAR says at another temperature than the reference's; its "local" variant restricts states that nothing was drawn from."""
+    if data.held_out is None:
+        return found
+    missing = {name: reason for name, reason in found.missing.items() if name != "pooled"}
+    missing["local"] = "no reference samples were drawn at this temperature"
+    basins = partial(has_other_phi, phi=residue.phi), partial(has_positive_phi, phi=residue.phi)
+    try:
+        pooled = pooled_difference(data.sampled.weighted, data.sampled.held_out, data.log_q, *basins, u_elsewhere=_u_elsewhere(data))
+    except ValueError as error:
+        return replace(found, missing=missing | {"pooled": str(error)})
+    return replace(found, by_route={**found.by_route, "pooled": pooled}, missing=missing)
+
+
+def _u_elsewhere(data: Data) -> Tensor:
+    """The new reduced energy at the samples and then at those reference samples at which log q is known, [N + M]."""
+    return torch.cat([data.weighted.u, data.held_out.u])
 
 
 def residues_of(system: System) -> tuple[Residue, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bgwork.error_bars import delta_stderr
-from bgwork.multistate import mbar, solve
+from bgwork.multistate import Solution, mbar, solve
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import effective_number, evaluate, normalised_weights
 
@@ -61,6 +61,30 @@ def forward_ess(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_refe
     return Estimate(value=value, stderr=value * solution.stderr(influence, labels), n_eff=value * len(weighted))
 
 
+def log_z_elsewhere(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_reference: Tensor, u_elsewhere: Tensor, *,
+                    group: Tensor | None = None) -> Estimate:
+    """log Z of another energy u', such as that of another temperature, without samples of its own: MBAR over the sets of `log_z_bar`.
+
+        Z' = sum_n exp(-u'_n) / (N q(x_n) + M exp(f - u_n))
+
+    The sum runs over all N + M samples; f is the sampled target's free energy by BAR (Shirts & Chodera 2008, equation 11). n_eff tells how
+    many of them matter to the other energy.
+
+    Args:
+        weighted, log_q_at_reference, u_at_reference, group: as in `log_z_bar`, with the energy that the reference was sampled with.
+        u_elsewhere: [N + M] the other reduced energy at the samples and then at the reference samples.
+    Raises:
+        ValueError: as `log_z_bar`.
+    """
+    u, counts, labels = _pooled(weighted, log_q_at_reference, u_at_reference, group)
+    solution = solve(u, counts)
+    log_c = _log_terms(solution, u, _elsewhere(weighted, u_elsewhere, len(u[1])))
+    share = torch.softmax(log_c, 0)
+    influence = solution.centred(share - (share * solution.share[1]).sum() * solution.influence()[:, 0])
+    return Estimate(value=torch.logsumexp(log_c, 0).item(), stderr=solution.stderr(influence, labels),
+                    n_eff=1 / share.square().sum().item())
+
+
 def free_energy_difference(weighted: WeightedSamples, in_a: Indicator, in_b: Indicator) -> Estimate:
     """F_b - F_a = -log(P_b / P_a) in kT between two sets of configurations.
 
@@ -82,7 +106,7 @@ def free_energy_difference(weighted: WeightedSamples, in_a: Indicator, in_b: Ind
 
 
 def pooled_difference(weighted: WeightedSamples, reference: WeightedSamples, log_q_at_reference: Tensor, in_a: Indicator,
-                      in_b: Indicator) -> Estimate:
+                      in_b: Indicator, *, u_elsewhere: Tensor | None = None) -> Estimate:
     """F_b - F_a in kT from a generator's samples and equilibrium samples of the target together, by MBAR (Shirts & Chodera 2008, eq. 9).
 
         F_b - F_a = log sum_n c_n 1_a(x_n) - log sum_n c_n 1_b(x_n),  c_n = exp(-u_n) / (N q(x_n) + M exp(f - u_n))
@@ -95,13 +119,15 @@ def pooled_difference(weighted: WeightedSamples, reference: WeightedSamples, log
         reference: M samples of the target with equal weights (MD, MCMC; resample weighted ones first).
         log_q_at_reference: [M] the generator's normalised log-density at them.
         in_a, in_b: indicators, configurations [B, n, d] to bool [B].
+        u_elsewhere: [N + M] another reduced energy at all of them, in the numerator of c_n only: F_b - F_a is then that energy's.
     Raises:
         ValueError: as `log_z_bar`; also if a basin holds no weight, or the reference is weighted.
     """
     u, counts, labels, (a, b) = _pooled_basins(weighted, reference, log_q_at_reference, in_a, in_b)
     solution = solve(u, counts)
-    share = solution.share[1]
-    a, b = a * share, b * share  # c_n up to a factor
+    share, asked = solution.share[1], u[1] if u_elsewhere is None else _elsewhere(weighted, u_elsewhere, len(u[1]))
+    c = torch.softmax(_log_terms(solution, u, asked), 0)  # c_n up to a factor
+    a, b = a * c, b * c
     change = a / a.sum() - b / b.sum()
     influence = solution.centred(change - (change * share).sum() * solution.influence()[:, 0])
     n_eff = ((a + b).sum().square() / (a + b).square().sum()).item()
@@ -143,6 +169,23 @@ def evaluate_defined(f: Callable[[Tensor], Tensor], weighted: WeightedSamples, n
         raise ValueError(f"{name} is not finite at {bad} of {len(values)} samples, all of positive weight; define it there, or give those "
                          "configurations no weight (u = +inf)")
     return values
+
+
+def _log_terms(solution: Solution, u: Tensor, asked: Tensor) -> Tensor:
+    """log [exp(-u'_n) / (N q(x_n) + M exp(f - u_n))] of an energy u' that is asked for, [N + M]."""
+    drawn = torch.tensor(solution.counts, dtype=torch.float64).log()
+    return -asked - torch.logsumexp((drawn + solution.f)[:, None] - u, 0)
+
+
+def _elsewhere(weighted: WeightedSamples, u: Tensor, total: int) -> Tensor:
+    """Another energy at all pooled samples, +inf where one of them has failed."""
+    if u.shape != (total,):
+        raise ValueError(f"the other energy has shape {tuple(u.shape)}; give it at the samples and the reference samples, [{total}]")
+    failed = torch.cat([weighted.failed, torch.zeros(total - len(weighted), dtype=torch.bool)])
+    unknown = int((torch.isnan(u) & ~failed).sum())
+    if unknown:
+        raise ValueError(f"the other energy is NaN at {unknown} of {total} samples whose own energy is known; make it +inf there")
+    return torch.where(failed, math.inf, u)
 
 
 def _pooled(weighted: WeightedSamples, log_q: Tensor, u: Tensor, group: Tensor | None) -> tuple[Tensor, tuple[int, int], Tensor | None]:

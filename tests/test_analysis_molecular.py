@@ -14,7 +14,7 @@ from ala2 import generated, share_of_left_handed, simulated
 from test_analysis import run
 
 from bgwork import runs, store
-from bgwork.analysis import Source, at_temperature, delta_f_of, function_of, load, residues_of
+from bgwork.analysis import Source, at_temperature, delta_f_of, function_of, known_of, load, log_z_by_mbar, residues_of
 from bgwork.export import export_samples
 from bgwork.held_out import HELD_OUT_FILE
 from bgwork.profiles import free_energy_surface
@@ -88,9 +88,38 @@ def test_another_temperature_moves_samples_and_reference_alike(folder):
     torch.testing.assert_close(warm.weighted.u, data.weighted.u / factor)
     torch.testing.assert_close(warm.reference.log_w, -data.reference.u / factor + data.reference.u)
     found = delta_f_of(warm)["phi"]
-    assert sorted(found.by_route) == ["reference", "weights"] and warm.retargeted.measured.value < 1
+    assert sorted(found.by_route) == ["pooled", "reference", "weights"] and warm.retargeted.measured.value < 1
+    assert found.missing == {"local": "no reference samples were drawn at this temperature"}
+    alone = delta_f_of(at_temperature(replace(data, held_out=None, log_q=None, rows=None), 310.0))["phi"]
+    assert sorted(alone.by_route) == ["reference", "weights"] and "not known" in alone.missing["pooled"]
     result = run("free_energy", folder, "--temperature", 310)
     assert result.exit_code == 0 and "after the change of temperature" in " ".join(result.output.split())
+
+
+def test_log_z_by_bar_and_at_another_temperature_by_mbar(folder, tmp_path):
+    """log q is -u + 60 at both sets, so that log Z = -60 exactly at 300 K, and at another temperature that of the weights on the pool."""
+    for name in ("free_energy", "observables"):
+        result = run(name, folder, "--json", tmp_path / "f.json")
+        assert result.exit_code == 0, result.output
+        content = json.loads((tmp_path / "f.json").read_text())
+        content = content["diagnosis"] if name == "free_energy" else content[str(folder)]
+        assert content["log_z_bar"]["value"] == pytest.approx(-60.0) and content["forward_ess"]["value"] == pytest.approx(1.0)
+        assert "log Z (BAR)" in result.output
+    warm = at_temperature(load(Source(path=folder)), 310.0)
+    assert known_of(warm).log_q is None and not known_of(warm).estimates, "BAR wants samples drawn at this temperature"
+    u = torch.cat([warm.weighted.u, warm.held_out.u])
+    log_w = (-u + 310.0 / 300.0 * u - 60.0)
+    assert log_z_by_mbar(warm).value == pytest.approx((torch.logsumexp(log_w, 0) - math.log(len(u))).item())
+    result = run("free_energy", folder, "--temperature", 310, "--json", tmp_path / "f.json")
+    content = json.loads((tmp_path / "f.json").read_text())
+    assert content["log_z_mbar"]["value"] == pytest.approx(log_z_by_mbar(warm).value) and content["diagnosis"]["log_z_bar"] is None
+    assert "by MBAR" in " ".join(result.output.split())
+
+
+def test_reference_samples_are_not_compared_with_themselves(system):
+    data = load(Source(path=system.path / "reference.npz"))
+    assert known_of(data).samples is None and "not compared" in known_of(data).note
+    assert log_z_by_mbar(at_temperature(data, 310.0)) is None
 
 
 def test_clusters_have_no_temperature_and_no_torsions(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from basins import covered, exact, left, quadrature_difference, right
 from oracles import LINE, GaussianOracle, binomial_bounds, double_well, propose
 
-from bgwork.free_energy import free_energy_difference, local_difference, pooled_difference
+from bgwork.free_energy import free_energy_difference, local_difference, log_z_bar, log_z_elsewhere, pooled_difference
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
 
@@ -117,3 +117,61 @@ def test_pooled_error_bar_against_the_jackknife():
             values.append(pooled_difference(*sets, inner, outer).value)
         variance += (size - 1) ** 2 / size * torch.tensor(values).var().item()
     assert pooled_difference(own, reference, log_q, inner, outer).stderr == pytest.approx(math.sqrt(variance), rel=0.1)
+
+
+def tilted(target, x: torch.Tensor) -> torch.Tensor:
+    """Another energy near the target's: the double well at a lower temperature."""
+    return 1.15 * target.u(x)
+
+
+def both(target, own: WeightedSamples, reference: WeightedSamples) -> torch.Tensor:
+    return torch.cat([tilted(target, own.x), tilted(target, reference.x)])
+
+
+def truth_elsewhere(target) -> tuple[float, float]:
+    """log Z and F_right - F_left of `tilted`, by quadrature."""
+    x = torch.linspace(-12, 12, 240_001, dtype=torch.float64)
+    weight = torch.exp(-tilted(target, x[:, None, None]))
+    return (weight.sum() * (x[1] - x[0])).log().item(), (weight[x < 0].sum() / weight[x > 0].sum()).log().item()
+
+
+def test_another_energy_by_mbar_covers_and_is_not_too_long():
+    """log Z and the difference between basins of an energy that nothing was drawn from."""
+    target, q, n = double_well(), GaussianOracle(space=LINE, std=2.5), 60
+    found = []
+    for seed in range(n):
+        own, reference, log_q = pooled(target, q, 300, md(target, 400, seed=1000 + seed), seed=seed)
+        u = both(target, own, reference)
+        found.append((log_z_elsewhere(own, log_q, reference.u, u), pooled_difference(own, reference, log_q, left, right, u_elsewhere=u)))
+    low, high = binomial_bounds(n, 0.9545)
+    for estimates, truth in zip(zip(*found, strict=True), truth_elsewhere(target), strict=True):
+        values = torch.tensor([e.value for e in estimates])
+        assert low < covered(estimates, truth) <= min(high, n)
+        assert torch.tensor([e.stderr for e in estimates]).mean().item() == pytest.approx(values.std().item(), rel=4 / math.sqrt(2 * n))
+        assert abs(values.mean().item() - truth) < 4 * values.std().item() / math.sqrt(n)
+
+
+def test_the_sampled_energy_itself_is_bar():
+    target, q = double_well(), GaussianOracle(space=LINE, std=2.5)
+    own, reference, log_q = pooled(target, q, 300, replace(md(target, 400, seed=1), group=torch.arange(400) // 5), seed=0)
+    u, group = torch.cat([own.u, reference.u]), reference.proposal.group
+    same, known = log_z_elsewhere(own, log_q, reference.u, u, group=group), log_z_bar(own, log_q, reference.u, group=group)
+    assert (same.value, same.stderr, same.n_eff) == pytest.approx((known.value, known.stderr, known.n_eff), rel=1e-6)
+    same, known = (pooled_difference(own, reference, log_q, left, right, u_elsewhere=v) for v in (u, None))
+    assert (same.value, same.stderr, same.n_eff) == pytest.approx((known.value, known.stderr, known.n_eff), rel=1e-9)
+
+
+def test_failed_rows_weigh_nothing_elsewhere_either():
+    target, q = double_well(), GaussianOracle(space=LINE, std=2.5)
+    own, reference, log_q = pooled(target, q, 300, md(target, 400, seed=1), seed=0)
+    failing = replace(own, u=own.u.index_fill(0, torch.tensor([3]), math.nan))
+    gone = replace(own, u=own.u.index_fill(0, torch.tensor([3]), math.inf))
+    u = both(target, own, reference)
+    nowhere = u.index_fill(0, torch.tensor([3]), math.inf)
+    for f in (lambda s, v: log_z_elsewhere(s, log_q, reference.u, v),
+              lambda s, v: pooled_difference(s, reference, log_q, left, right, u_elsewhere=v)):
+        assert f(failing, u) == f(gone, nowhere)
+        with pytest.raises(ValueError, match=r"shape \(300,\).*\[700\]"):
+            f(own, u[:300])
+        with pytest.raises(ValueError, match="NaN at 1 of 700"):
+            f(own, u.index_fill(0, torch.tensor([3]), math.nan))
