@@ -36,6 +36,7 @@ from bgwork.observables import pair_distances
 from bgwork.pareto import tail_shape
 from bgwork.protocols import Sampler
 from bgwork.recipes.base import spent_behind
+from bgwork.recipes.walks import PILOT
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, expectation, log_z, max_weight, normalised_weights, weigh
 from bgwork.samplers.flow import compiled
@@ -89,7 +90,8 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
         proposal = sampler.sample(options.n, generator=torch.Generator().manual_seed(options.seed))
         weighted = weigh(proposal, system.target, accept=(Density.UNCERTIFIED,))
         name = f"{path.stem}, {weights if weights == 'directional' else proposal.density.value} weights"
-        yield Pool(method=name, weighted=weighted, evaluations=proposal.cost.network / options.n, spent=spent,
+        pilot = PILOT if "pilot run" in proposal.note else 0
+        yield Pool(method=name, weighted=weighted, evaluations=proposal.cost.network / options.n, spent=spent + pilot,
                    minutes=minutes_behind(path), forward=forward_of(system, sampler, weighted))
 
 
@@ -106,11 +108,23 @@ def forward_of(system: System, sampler: Sampler, weighted: WeightedSamples) -> E
 
 
 def minutes_behind(path: Path) -> float:
-    """Core-minutes of a generator's training and of those that it started from or was taught by."""
+    """Core-minutes of a generator's training and of those that it started from or was taught by.
+
+    Wall time of the steps, of trainings on one thread, and CPU time of the batches; of a bootstrap also that of its teacher's samples.
+    """
     meta = store.load_checkpoint(path)[1]
-    recipe, own = meta["recipe"], (meta["progress"]["seconds"] + meta["progress"]["worker_seconds"]) / 60
+    recipe, teacher = meta["recipe"], meta.get("teacher") or {}
+    own = meta["progress"]["seconds"] + meta["progress"]["worker_seconds"] + (teacher.get("seconds") or 0.0)
     before = recipe["training"].get("initial") or recipe.get("teacher", {}).get("generator")
-    return own + (minutes_behind(generator_path(meta["system"], recipe=before)) if before else 0.0)
+    return own / 60 + (minutes_behind(generator_named(before, meta["system"])) if before else 0.0)
+
+
+def generator_named(name: str, system: str) -> Path:
+    """File of a generator called NAME, SYSTEM/NAME, or by its path."""
+    if name.endswith(".safetensors"):
+        return Path(name)
+    owner, _, own = name.rpartition("/")
+    return generator_path(owner or system, recipe=own)
 
 
 def spent_on(path: Path) -> int:
@@ -204,7 +218,10 @@ def gradients_in(pools: list[Pool]) -> int:
     """Gradients that HMC has time for in the core-minutes of the longest training, by the pace of its first run; at most `MOST`."""
     hmc = next(pool for pool in pools if pool.method.startswith("hmc"))
     trained = max(pool.minutes for pool in pools if not pool.method.startswith(("hmc", "parallel")))
-    return min(MOST, round(hmc.spent * trained / hmc.minutes))
+    wanted = round(hmc.spent * trained / hmc.minutes)
+    if wanted > MOST:
+        print(f"HMC would have time for {wanted} gradients; it gets {MOST}")
+    return min(MOST, wanted)
 
 
 def modes_right(target: GaussianMixture, weighted: WeightedSamples) -> int:
@@ -228,7 +245,8 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
     if budget and not options.no_chains:
         pools += [chain_pool(system, budget, options, betas) for betas in ((1.0,), ladder(system))]
     if options.as_long and not options.no_chains:
-        pools.append(chain_pool(system, gradients_in(pools), options, (1.0,)))
+        long = chain_pool(system, gradients_in(pools), options, (1.0,))
+        pools.append(replace(long, method=f"{long.method}, longer"))
     rows = list(floors(system, options))
     for pool in pools:
         common = {"system": name, "method": pool.method, "evaluations": pool.evaluations, "n": len(pool.weighted), "seed": options.seed}

@@ -64,6 +64,9 @@ def main() -> None:
         found = [figures(load_system(options.system), run, options) for run in options.runs]
     except ValueError as error:
         parser.error(str(error))
+    dropped = sorted({metric for each in found for metric in each} - set.intersection(*(set(each) for each in found)))
+    if dropped:
+        print(f"not known of every training, and left out: {', '.join(dropped)}")
     method = f"{recipe}, {options.weights[0]} weights, mean and s.d. of trainings with seeds {', '.join(map(str, seeds))}"
     publish([Row(metric=metric, system=options.system, method=method, evaluations=row.evaluations, goal=row.goal, published=row.published,
                  n=options.n, seed=options.seed, value=mean(values := [each[metric].value for each in found]), stderr=stdev(values))

@@ -113,8 +113,8 @@ def settings_of(system: System) -> ReferenceSection:
         BudgetError: if it has none, as molecules, or lives on a curved space.
     """
     if not isinstance(system.reference, ReferenceSection) or not isinstance(system.space, Euclidean | MeanFree | Torus):
-        raise BudgetError(f"{system.name} says nothing of Markov chains on {system.space}; only systems on flat space with chains in "
-                          "[reference] have this baseline")
+        raise BudgetError(f"{system.name} says nothing of Markov chains on {system.space}; only systems on flat space or a torus with "
+                          "chains in [reference] have this baseline")
     return system.reference
 
 

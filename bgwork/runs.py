@@ -149,6 +149,8 @@ class Run:
     def fingerprint(self) -> str:
         """Of the generator's file, the settings and the system's definition."""
         known = {"generator": self.trained.origin.config_hash, "system": file_fingerprint(self.system.path / "system.toml")}
+        if self.settings.weights == "directional":  # whose pilot run asks for the energy
+            known |= {path.name: file_fingerprint(path) for path in sorted(self.system.path.iterdir()) if path.suffix in (".pdb", ".xml")}
         if self.settings.weights in ON_PATHS and self.trained.tuning is not None:  # which decides the kernels
             known |= {"tuning": tensor_fingerprint(self.trained.tuning)}
         return fingerprint(self.settings.decisive | known)
@@ -196,6 +198,8 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
     asked = settings.on(made_by)
     choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights)
     made_by.check(choice)
+    if asked.compiled and asked.weights in ON_PATHS:
+        raise RunError(f"--compiled is for the Jacobians of a flow on a fixed grid, not for {asked.weights} weights; leave it out")
     if asked.compiled:
         compiled(made_by.sampler_of(replace(trained, tuning=None), choice))  # refused now, if it will be, and before kernels are fitted
     return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=asked)

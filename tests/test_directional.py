@@ -122,6 +122,15 @@ def test_covariances_of_theory_are_those_of_the_steps(kind):
         assert torch.allclose(mean, x + plain.forward(k, x).move, atol=1e-12)
 
 
+def test_no_slope_at_the_origin_is_asked_for():
+    """All walks of a control start there, and what its Jacobian says there was never learned."""
+    plain = stretched("control", 5).kernels
+    steep = replace(plain, field=Separate(*(Scaling(lambda t: torch.as_tensor(1e4).double(), 1, 1) for _ in STDS)))
+    x = torch.zeros(1, 1, 2).double()
+    unknown = directional(steep).posterior(0, x)[1]
+    torch.testing.assert_close(unknown + plain.table.posterior.sure[0], (plain.table.std[0] ** 2).expand(1, 2))
+
+
 def step_variances(kind, table, k):
     """Of x_{k+1} | x_k for both coordinates, where x_t = a x1 + sigma xi and x_k = back x_{k+1} + back_std xi."""
     t = table.times[k + 1]

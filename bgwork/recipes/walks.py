@@ -16,14 +16,14 @@ from bgwork.paths import Times, stops
 from bgwork.protocols import Sampler, Target
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import LoopSection, Share
-from bgwork.reweighting import normalised_weights, weigh
+from bgwork.reweighting import ess, normalised_weights, weigh
 from bgwork.samplers.directional import JACOBIAN, directional, fitted
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.sde import PathSampler
 from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
 
-PILOT, PILOT_SEED = 512, 1_000_000_033  # samples that directional widths are fitted to, and no seed that anybody samples with
+PILOT, PILOT_SEED, LEAST_EFFECTIVE = 512, 1_000_000_087, 8.0  # samples that directional widths are fitted to; of those, effective ones
 DENOISING = ("path", "density", "directional")  # weights of walks whose field says what is known of their end
 
 
@@ -126,9 +126,17 @@ def piloted(walk: PathSampler, target: Target) -> PathSampler:
     """The walk with directional kernels, fitted to a pilot run of its own: `PILOT` samples, drawn anew by their path weights.
 
     They are thrown away. Nothing but the energy is used, once for each of them.
+
+    Raises:
+        RecipeError: if fewer than `LEAST_EFFECTIVE` of them are effective, to which nothing can be fitted.
     """
     generator = torch.Generator().manual_seed(PILOT_SEED)
     pilot = weigh(walk.sample(PILOT, generator=generator), target)
+    effective = ess(pilot).n_eff
+    if effective < LEAST_EFFECTIVE:
+        raise RecipeError(f"only {effective:.1f} of {PILOT} samples of a pilot run are effective, too few to fit directional widths to "
+                          f"({LEAST_EFFECTIVE:g} needed); take weights = \"path\", more steps, or train further")
     rows = torch.multinomial(normalised_weights(pilot), PILOT, replacement=True, generator=generator)
     kernels = fitted(directional(walk.kernels), pilot.proposal.x[rows], generator=generator)
-    return replace(walk, kernels=kernels, note=f"{JACOBIAN}, fitted to a pilot run of {PILOT} weighted samples")
+    fitted_to = f"fitted to a pilot run of {PILOT} weighted samples, {effective:.0f} of them effective"
+    return replace(walk, kernels=kernels, note=f"{JACOBIAN}, {fitted_to}")

@@ -149,7 +149,7 @@ def fitted(kernels: DirectionalKernels, x1: Tensor, *, generator: torch.Generato
         off = squares(axes, y - mean)
         if not bool(torch.isfinite(off).all()):
             raise ValueError(f"the field is not finite on {int((~torch.isfinite(off)).any(1).sum())} of {len(x1)} walks back from "
-                             "held-out configurations; take weights = \"path\" or train it better")
+                             "the configurations to be fitted to; take weights = \"path\" or train it better")
         stretch[k], floor[k] = _most_likely(unknown, off)
         y = x
     return replace(kernels, stretch=stretch, floor=floor)

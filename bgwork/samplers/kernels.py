@@ -162,10 +162,11 @@ def control_table(brownian: GeometricBrownian, times: Tensor, *, spread: float |
     nu = brownian.variance(times.double())
     total, left, step = nu[-1], nu[-1] - nu[:-1], nu.diff()
     unknown = 1 / (nu[:-1] / (total * left) + 1 / (spread**2 if spread else total))
-    sure = step * (nu[-1] - nu[1:]) / left
+    sure, seen = step * (nu[-1] - nu[1:]) / left, nu[:-1] > 0  # at the origin nothing is known of X_1, and no slope has been learned
     return KernelTable(times=times, keep=torch.ones_like(step), gain=step, std=(sure + (step / left) ** 2 * unknown).sqrt(),
                        back=nu[:-1] / nu[1:], back_std=(nu[:-1] * step / nu[1:]).sqrt(),
-                       posterior=PosteriorTable(sure=sure, of_x=step**2 / left, of_field=step**2))
+                       posterior=PosteriorTable(sure=sure, of_x=torch.where(seen, step**2 / left, (step / left) ** 2 * unknown),
+                                                of_field=torch.where(seen, step**2, 0.0)))
 
 
 @torch.no_grad()
