@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -110,13 +109,6 @@ class ReplayBuffer:
     def _check_filled(self) -> None:
         if not len(self):
             raise ValueError("the buffer is empty; add rows before drawing from it")
-
-
-def tempered_rows(log_w: Tensor, effective: float) -> Tensor:
-    """`tempered` over the finite log-weights; NaN for the others."""
-    finite, log_p = torch.isfinite(log_w), torch.full_like(log_w, math.nan)
-    log_p[finite] = tempered(log_w[finite], effective)
-    return log_p
 
 
 def tempered(log_w: Tensor, effective: float) -> Tensor:

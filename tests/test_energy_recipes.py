@@ -17,6 +17,7 @@ from bgwork.objectives.diffusion import SCHEDULES, score_of_velocity
 from bgwork.provenance import file_fingerprint
 from bgwork.recipes import RecipeError, Request, load_recipe, parse_recipe
 from bgwork.recipes.adjoint import AdjointRecipe, WeightedAdjointRecipe
+from bgwork.recipes.base import spent_behind
 from bgwork.records import Density, Origin, Proposal
 from bgwork.reweighting import log_z, weigh
 from bgwork.spaces import Euclidean
@@ -82,15 +83,15 @@ def test_headers_tell_what_the_energy_was_asked(toy, objective):
 
 @pytest.mark.parametrize("objective", ["adjoint", "flow-sampling", "idem"])
 def test_replay_may_draw_rows_by_their_tempered_weights(toy, objective):
-    assert "tempered_log_w" not in trained(toy, objective, folder="plain").data.buffer.state_dict()
+    assert "log_p" not in trained(toy, objective, folder="plain").data.buffer.state_dict()
     job = trained(toy, objective, replay=REPLAY | {"effective": 0.4})
-    log_p = job.data.buffer["tempered_log_w"].view(2, 100)  # the last two of three refills
+    log_p = job.data.buffer["log_p"].view(2, 100)  # the last two of three refills
     assert torch.allclose(log_p.logsumexp(1), torch.zeros(2, dtype=torch.float64), atol=1e-9)
     assert (1 / log_p.exp().square().sum(1) > 0.399 * 100).all()
 
 
 @pytest.mark.parametrize(("objective", "message"), [
-    ("weighted-adjoint", "weights of its own; set its key `effective`"), ("bridge-matching", "data, which have no weights")])
+    ("weighted-adjoint", "by weight anyway; set its key `effective`"), ("bridge-matching", "data, which have no weights")])
 def test_replay_weights_are_refused_where_there_are_none_or_others(toy, objective, message):
     with pytest.raises(RecipeError, match=f"replay.effective = 0.4: .*{message}"):
         trained(toy, objective, replay=REPLAY | {"effective": 0.4})
@@ -143,6 +144,17 @@ def test_a_polish_counts_from_the_very_beginning_where_no_data_stand_behind_it(t
     assert not record_of(start).is_curve and record_of(start).spent == 800
     assert record_of(polished(toy, "bootstrap", share=0.5, **grid)) is None, "nobody knows what the data cost"
     assert record_of(polished(toy, "eqot-fm", share=0.0, field=FIELD | {"depth": 1}, **grid)) is None, "nor those it was trained on"
+
+
+def test_evaluations_behind_a_start_are_those_of_every_training_on_the_way(toy):
+    """300 gradients, and 300 more from there; behind a start from data nobody knows how many."""
+    for name, objective in (("first", "adjoint"), ("taught", "bridge-matching")):
+        made = trained(toy, objective, folder=name)
+        shutil.copy(made.generator, toy.system / "generators" / f"{name}.safetensors")
+    for start, expected in (("first", {"energy_evaluations": 0, "gradient_evaluations": 600}), ("taught", {})):
+        again = trained(toy, "adjoint", folder=f"from-{start}", training=LOOP | {"initial": start})
+        shutil.copy(again.generator, toy.system / "generators" / f"from-{start}.safetensors")
+        assert spent_behind(toy.system / "generators" / f"from-{start}.safetensors") == expected
 
 
 def polished(toy, initial, *, share, **settings):

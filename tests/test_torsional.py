@@ -56,7 +56,7 @@ def method(steps: int = 20, *, clip: float = 100.0) -> TorsionalAdjointSampling:
 
 
 def weighted_method(steps: int = 20) -> WeightedTorsionalAdjointSampling:
-    return WeightedTorsionalAdjointSampling(space=PLANE, brownian=BROWNIAN, stops=stops(steps), clip=100.0, effective=0.2)
+    return WeightedTorsionalAdjointSampling(space=PLANE, brownian=BROWNIAN, stops=stops(steps), clip=100.0)
 
 
 def test_images_are_drawn_with_the_probability_of_the_unwrapped_gaussian():
@@ -152,19 +152,19 @@ def test_both_identities_of_the_fixed_point_have_the_same_moments():
 
 
 def test_end_points_are_drawn_by_their_tempered_weight():
-    made = weighted_method()
-    proposal = made.sampler(Swirl()).sample(500, generator=seed())
-    rows = made.measure(ROTORS, proposal)
-    p = rows["log_p"].exp()
+    settings = ReplaySettings(capacity=500, fresh=500, batch=100, effective=0.2)
+    source = ReplaySource(target=ROTORS, method=weighted_method(), settings=settings, seed=0)
+    source._refill(Swirl(), seed())
+    p = source.buffer["log_p"].exp()
     assert p.sum() == pytest.approx(1) and 1 / p.square().sum() / 500 > 0.199
-    order = rows["log_w"].argsort()
-    assert (rows["log_p"][order].diff() >= 0).all()
+    order = source.buffer["log_w"].argsort()
+    assert (source.buffer["log_p"][order].diff() >= 0).all()
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_training_on_a_torus_makes_the_weights_even(tmp_path, weighted):
     torch.manual_seed(0)
-    settings = ReplaySettings(capacity=2000, fresh=300, every=25, batch=256, priority="log_p" if weighted else "")
+    settings = ReplaySettings(capacity=2000, fresh=300, every=25, batch=256, effective=0.2 if weighted else 1.0)
     source = ReplaySource(target=ROTORS, method=weighted_method() if weighted else method(), settings=settings, seed=0)
     config = TrainingConfig(steps=300, warmup=10, log_every=100, learning_rate=5e-3, ema=0.98)
     model = TorusMLP(1, 2, hidden=48, depth=3)

@@ -14,13 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bgwork.buffers import ReplayBuffer, tempered_rows
+from bgwork.buffers import ReplayBuffer, tempered
 from bgwork.protocols import Field, Sampler, Target
 from bgwork.records import Proposal
 from bgwork.targets.counting import Metered
 from bgwork.training import TrainingState
 
-TEMPERED = "tempered_log_w"  # column of the buffer
+TEMPERED = "log_p"  # column of the buffer: log of the tempered weights, of total one over the rows of a refill
 LATEST = ("u_05", "u_50", "u_95", "clipped", "refused")
 
 
@@ -73,26 +73,22 @@ class ReplaySettings:
         fresh: samples drawn from the current model at each refill.
         every: steps between refills.
         batch: rows drawn a step.
-        priority: column of log-weights by which rows are drawn; uniformly if empty.
         effective: below 1, rows are drawn by their path weights, tempered at each refill until this share of them is effective. It is
             right for every method: adjoint and flow sampling want end points that follow the target, which weighted ones do more
             closely than the sampler's own, and in iDEM the rows only say where to learn.
     Raises:
-        ValueError: if a number is too small, the share is none, or both ways to draw are asked for.
+        ValueError: if a number is too small, or the share is none.
     """
 
     capacity: int = 10_000
     fresh: int = 1000
     every: int = 100
     batch: int = 256
-    priority: str = ""
     effective: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.effective <= 1:
             raise ValueError(f"the share of effective rows must lie between 0 and 1, got {self.effective}; 1 draws all rows alike")
-        if self.priority and self.effective < 1:
-            raise ValueError(f"rows are drawn by column {self.priority!r} already; leave out effective = {self.effective}")
         if min(self.capacity, self.fresh, self.every, self.batch) < 1:
             raise ValueError(f"capacity, fresh, every and batch must be at least 1, got {self}")
 
@@ -141,11 +137,9 @@ class ReplaySource:
         self.buffer.load_state_dict({name.removeprefix("buffer."): value for name, value in held.items()})
 
     def _draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        settings = self.settings
-        priority = settings.priority or (TEMPERED if settings.effective < 1 else "")
-        if priority:
-            return self.buffer.draw_prioritised(settings.batch, priority, generator=generator)
-        return self.buffer.draw(settings.batch, generator=generator)
+        if self.settings.effective < 1:
+            return self.buffer.draw_prioritised(self.settings.batch, TEMPERED, generator=generator)
+        return self.buffer.draw(self.settings.batch, generator=generator)
 
     def _refill(self, model: nn.Module, generator: torch.Generator) -> None:
         sampler = self.method.sampler(model)
@@ -160,7 +154,7 @@ class ReplaySource:
                              "there, or start from another spread")
         rows = {name: value[usable] for name, value in rows.items()}
         if self.settings.effective < 1:
-            rows[TEMPERED] = tempered_rows(rows["log_w"], self.settings.effective)
+            rows[TEMPERED] = tempered(rows["log_w"], self.settings.effective)
         self.buffer.add(rows)
         self.latest["refused"] += int((~usable).sum())
         quantiles = torch.quantile(rows["u"], torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bgwork.buffers import tempered_rows
 from bgwork.objectives.replay import Regression
+from bgwork.objectives.weighted_adjoint import least_noise
 from bgwork.paths import GeometricBrownian, Times
 from bgwork.protocols import Field, Target
 from bgwork.records import Origin, Proposal
@@ -91,26 +91,13 @@ class TorsionalAdjointSampling:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightedTorsionalAdjointSampling(TorsionalAdjointSampling):
     """The same from end points drawn by their tempered path weights, with both identities of the fixed point: that of the gradient, and
-    bridge matching, (lifted X_1 - X_t) / (nu_1 - nu_t). Its rows are to be drawn by their column log_p.
-
-    Args:
-        effective: share of the fresh samples that shall be effective, between 0 and 1.
+    bridge matching, (lifted X_1 - X_t) / (nu_1 - nu_t), for rows drawn by their tempered weights (`ReplaySettings.effective`).
     """
-
-    effective: float = 0.2
-
-    def measure(self, target: Target, proposal: Proposal) -> dict[str, Tensor]:
-        """As without weights, with log_p: the tempered log-weight, of total one over the finite rows of a refill."""
-        rows = super().measure(target, proposal)
-        return rows | {"log_p": tempered_rows(rows["log_w"], self.effective)}
 
     def regression(self, target: Target, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> Regression:
         """Points of wrapped bridges with the combination of least noise, weighed by its inverse variance."""
         gradient, clipped = self._clipped(rows)
         t, unwrapped, lifted = self._bridged(rows["x"], generator=generator)
-        total = self.brownian.std**2
-        left = (total - self.brownian.variance(t)).clamp_min(1e-12 * total)
-        curvature = gradient.square().mean()
-        share = 1 / (1 + (curvature - 1 / total).clamp_min(0) * left)[:, None, None]
-        value = share * self._by_gradient(rows["x"], gradient) + (1 - share) * (lifted - unwrapped) / left[:, None, None]
-        return Regression(t=t, x=self.space.project(unwrapped), value=value, weight=left + 1 / curvature, clipped=clipped)
+        mixing = least_noise(self.brownian, t, curvature=gradient.square().mean())
+        value = mixing.value(self._by_gradient(rows["x"], gradient), lifted - unwrapped)
+        return Regression(t=t, x=self.space.project(unwrapped), value=value, weight=mixing.weight, clipped=clipped)

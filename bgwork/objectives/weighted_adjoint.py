@@ -17,35 +17,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgwork.buffers import tempered_rows
 from bgwork.objectives.adjoint_sampling import AdjointSampling, bridged
 from bgwork.objectives.replay import Regression, clip_per_particle
+from bgwork.paths import GeometricBrownian
 from bgwork.protocols import Target
-from bgwork.records import Proposal
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightedAdjointSampling(AdjointSampling):
-    """The method (`bgwork.objectives.replay.EnergyMethod`); its rows are to be drawn by their column log_p.
-
-    Args:
-        effective: share of the fresh samples that shall be effective, between 0 and 1; 1 is to ignore the weights.
-    """
-
-    effective: float = 0.2
-
-    def measure(self, target: Target, proposal: Proposal) -> dict[str, Tensor]:
-        """As in `AdjointSampling`, with log_p: the tempered log-weight, of total one over the finite rows of a refill."""
-        rows = super().measure(target, proposal)
-        return rows | {"log_p": tempered_rows(rows["log_w"], self.effective)}
+    """The method (`bgwork.objectives.replay.EnergyMethod`), for rows drawn by their tempered weights (`ReplaySettings.effective`)."""
 
     def regression(self, target: Target, rows: Mapping[str, Tensor], *, generator: torch.Generator) -> Regression:
         """Points of bridges with the combined value; weighed by its inverse variance, which is about nu_1 - nu_t + 1/k."""
         gradient, clipped = clip_per_particle(rows["gradient"], self.clip)
-        x1, total = rows["x"], self.brownian.std**2
+        x1 = rows["x"]
         t, x = bridged(self, x1, generator=generator)
-        left = (total - self.brownian.variance(t)).clamp_min(1e-12 * total)
-        curvature = gradient.square().sum((1, 2)).mean() / self.space.dim
-        share = 1 / (1 + (curvature - 1 / total).clamp_min(0) * left)[:, None, None]
-        by_gradient, by_bridge = x1 / total - self.space.project(gradient), (x1 - x) / left[:, None, None]
-        return Regression(t=t, x=x, value=share * by_gradient + (1 - share) * by_bridge, weight=left + 1 / curvature, clipped=clipped)
+        mixing = least_noise(self.brownian, t, curvature=gradient.square().sum((1, 2)).mean() / self.space.dim)
+        value = mixing.value(x1 / self.brownian.std**2 - self.space.project(gradient), x1 - x)
+        return Regression(t=t, x=x, value=value, weight=mixing.weight, clipped=clipped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """Both identities in one regression: share A + (1 - share) (X_1 - X_t) / left.
+
+    Attributes:
+        share: lambda [B], of the identity with the gradient.
+        left: nu_1 - nu_t [B].
+        weight: about the inverse variance of the mixture, [B].
+    """
+
+    share: Tensor
+    left: Tensor
+    weight: Tensor
+
+    def value(self, by_gradient: Tensor, to_end: Tensor) -> Tensor:
+        """The mixture [B, n, d] of A and X_1 - X_t."""
+        share, left = self.share[:, None, None], self.left[:, None, None]
+        return share * by_gradient + (1 - share) * (to_end / left)
+
+
+def least_noise(brownian: GeometricBrownian, t: Tensor, *, curvature: Tensor) -> Mixing:
+    """The mixture whose noises cancel where u is a parabola of this curvature, at times t [B]."""
+    total = brownian.std**2
+    left = (total - brownian.variance(t)).clamp_min(1e-12 * total)
+    return Mixing(share=1 / (1 + (curvature - 1 / total).clamp_min(0) * left), left=left, weight=left + 1 / curvature)

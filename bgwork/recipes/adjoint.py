@@ -79,10 +79,10 @@ class WeightedAdjointRecipe(AdjointRecipe):
     effective: Share = 0.2
 
     def method(self, system: System, times: torch.Tensor) -> WeightedAdjointSampling:
-        return WeightedAdjointSampling(**self._parts(system, times), effective=self.effective)
+        return WeightedAdjointSampling(**self._parts(system, times))
 
     def replay_settings(self) -> ReplaySettings:
-        return self.replay.build(priority="log_p")
+        return self.replay.weighted(self.effective)
 
 
 class BridgeMatchingRecipe(AdjointRecipe):

@@ -193,9 +193,21 @@ def initial_generator(system: System, name: str) -> tuple[System, Path]:
 
 
 def spent_behind(path: Path) -> dict[str, int]:
-    """Evaluations of the energy behind a generator, those of every training on the way to it; empty if not known, as with MD data."""
-    progress = store.load_checkpoint(path)[1].get("progress", {})
-    return {name: int(progress[name]) for name in COUNTS} if all(name in progress for name in COUNTS) else {}
+    """Evaluations of the energy behind a generator, those of every training on the way to it; empty if not known, as with MD data.
+
+    Polishes and bootstraps have written down the sum; a training through a replay buffer has counted its own alone.
+    """
+    meta = store.load_checkpoint(path)[1]
+    progress, recipe = meta.get("progress", {}), meta.get("recipe", {})
+    if not all(name in progress for name in COUNTS):
+        return {}
+    own = {name: int(progress[name]) for name in COUNTS}
+    initial = recipe.get("training", {}).get("initial")
+    if "replay" not in recipe or not initial:
+        return own
+    owner = load_system(path.parents[1] if path.parent.name == "generators" else meta["system"])
+    before = spent_behind(initial_generator(owner, initial)[1])
+    return {name: own[name] + before[name] for name in COUNTS} if before else {}
 
 
 def spent_before(request: Request, initial: str) -> dict[str, int]:

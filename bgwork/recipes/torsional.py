@@ -82,7 +82,7 @@ class WeightedTorsionalAdjointRecipe(TorsionalAdjointRecipe):
     effective: Share = 0.2
 
     def method(self, system: System, times: torch.Tensor) -> WeightedTorsionalAdjointSampling:
-        return WeightedTorsionalAdjointSampling(**self._parts(system, times), effective=self.effective)
+        return WeightedTorsionalAdjointSampling(**self._parts(system, times))
 
     def replay_settings(self) -> ReplaySettings:
-        return self.replay.build(priority="log_p")
+        return self.replay.weighted(self.effective)

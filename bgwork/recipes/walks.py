@@ -23,7 +23,8 @@ from bgwork.samplers.sde import PathSampler
 from bgwork.system import Count, Positive, Section, System
 from bgwork.training import TrainingJob
 
-PILOT, PILOT_SEED, LEAST_EFFECTIVE = 512, 1_000_000_087, 8.0  # samples that directional widths are fitted to; of those, effective ones
+PILOT, PILOT_SEED = 512, 1_000_000_087  # samples that directional widths are fitted to, and no seed that anybody samples with
+LEAST_EFFECTIVE = 8.0  # of the pilot's samples
 DENOISING = ("path", "density", "directional")  # weights of walks whose field says what is known of their end
 
 
@@ -45,7 +46,7 @@ class WalkSection(StopsSection):
 
 
 class ReplaySection(Section):
-    """[replay]: as in `ReplaySettings`; with `effective` below 1, rows are drawn by their tempered path weights."""
+    """[replay]: as in `ReplaySettings`."""
 
     capacity: Count = ReplaySettings.capacity
     fresh: Count = ReplaySettings.fresh
@@ -53,11 +54,15 @@ class ReplaySection(Section):
     batch: Count = ReplaySettings.batch
     effective: Share = ReplaySettings.effective
 
-    def build(self, *, priority: str = "") -> ReplaySettings:
-        if priority and self.effective < 1:
-            raise RecipeError(f"replay.effective = {self.effective}: this objective draws its rows by weights of its own; set its key "
+    def build(self) -> ReplaySettings:
+        return ReplaySettings(**self.model_dump())
+
+    def weighted(self, effective: float) -> ReplaySettings:
+        """For objectives that have a key `effective` of their own, and draw by weight always."""
+        if self.effective < 1:
+            raise RecipeError(f"replay.effective = {self.effective}: this objective draws its rows by weight anyway; set its key "
                               "`effective` at the top of the recipe instead")
-        return ReplaySettings(**self.model_dump(), priority=priority)
+        return replace(self.build(), effective=effective)
 
 
 class EnergyTrainingSection(LoopSection):
@@ -107,7 +112,7 @@ class EnergyRecipe(Recipe):
         return regression_loss
 
     def replay_settings(self) -> ReplaySettings:
-        """How the buffer is used: rows are drawn uniformly unless a method has weights for them."""
+        """How the buffer is used."""
         return self.replay.build()
 
     def default_choice(self) -> Choice:
