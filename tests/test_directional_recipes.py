@@ -13,7 +13,7 @@ from bgwork.fields.mlp import MLP
 from bgwork.fields.two_times import AverageVelocity
 from bgwork.generators import generator_path, load_trained
 from bgwork.objectives.consistency import PairBatch, path_and_velocity_loss, path_loss
-from bgwork.recipes import RecipeError
+from bgwork.recipes import RecipeError, walks
 from bgwork.records import Density
 from bgwork.reweighting import ess, log_z, weigh
 from bgwork.runs import SampleSettings, find_run
@@ -60,6 +60,18 @@ def test_a_pilot_asks_for_the_energy_once_a_sample_and_for_no_reference():
     before = trained.system.target.n_energy
     made_by.sampler_of(replace(trained, tuning=None), replace(made_by.default_choice(), weights="directional", steps=4))
     assert trained.system.target.n_energy - before == 512
+
+
+def test_kernels_are_fitted_to_a_pilot_that_was_drawn_by_weight(monkeypatch):
+    """512 rows whose mean energy is the target's, where that of the sampler's own samples is higher."""
+    seen = []
+    monkeypatch.setattr(walks, "fitted", lambda kernels, x1, *, generator: seen.append(x1) or kernels)
+    made_by, trained = load_trained(generator_path("dw4", recipe="adjoint"))
+    made_by.sampler_of(trained, replace(made_by.default_choice(), weights="directional"))
+    u, own = trained.system.target.u(seen[0]), made_by.sampler_of(trained, made_by.default_choice())
+    raw = trained.system.target.u(own.sample(512, generator=torch.Generator().manual_seed(2)).x)
+    truth, effective = trained.system.references["u"].value, 512 * 0.2  # ESS of about a fifth
+    assert len(u) == 512 and abs(u.mean() - truth) < 4 * u.std() / effective**0.5 < raw.mean() - truth
 
 
 def test_what_kernels_were_fitted_to_belongs_to_a_runs_fingerprint(tmp_path):
