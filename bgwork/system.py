@@ -161,7 +161,7 @@ def _roots(folder: Path | None) -> list[Path]:
 
 def _find(name_or_path: str | Path, folder: Path | None) -> Path:
     given = Path(name_or_path)
-    if isinstance(name_or_path, Path) or len(given.parts) != 1 or given.is_absolute():
+    if isinstance(name_or_path, Path) or "/" in name_or_path or len(given.parts) != 1:  # the parts of "./dw4" are those of a name
         path = given.parent if given.name == "system.toml" else given
         if not (path / "system.toml").exists():
             raise SystemFileError(f"no system at {path}: it has no system.toml")

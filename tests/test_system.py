@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,14 @@ def test_list_systems(copy, tmp_path, monkeypatch):
     assert "mine" in list_systems(folder=tmp_path / "systems")
     monkeypatch.chdir(tmp_path)
     assert "mine" in list_systems() and "lj13" in list_systems()
+
+
+def test_a_folder_here_is_not_mistaken_for_a_name(copy, tmp_path, monkeypatch):
+    copy("r0 = 4.0", "r0 = 5.0")
+    monkeypatch.chdir(tmp_path / "systems")
+    for path in ("./dw4", "dw4/", Path("dw4")):
+        assert load_system(path).path.resolve() == tmp_path / "systems" / "dw4"
+    assert load_system("dw4").path.resolve() != tmp_path / "systems" / "dw4"
 
 
 def test_search_order(copy, tmp_path, monkeypatch):
