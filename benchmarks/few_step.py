@@ -140,7 +140,7 @@ def largest_z(lines: list[Measured]) -> float:
 
 def compared(system: System, found: list[Measured], most: int) -> list[Row]:
     """Each flow against itself with the most steps, and the largest |z| between any two values of log Z: of all, and of those whose
-    weights have a variance to take an error bar from."""
+    tail is light enough to be trusted."""
     rows = []
     converged = {m.line.recipe: ess(m.weighted) for m in found if m.line.recipe in FLOWS and m.line.steps == most}
     for m in (m for m in found if m.line.recipe in converged and m.line.steps != most):
@@ -150,7 +150,10 @@ def compared(system: System, found: list[Measured], most: int) -> list[Row]:
                         system=system.name, method=m.line.label, evaluations=m.evaluations, n=len(m.weighted), seed=m.seed))
     exact = [m for m in found if m.exact]
     sound = [m for m in exact if tail_shape(m.weighted) < pareto_limit(len(m.weighted))]
-    print(f"{len(sound)} of {len(exact)} exact lines have a Pareto k that lets an error bar mean something")
+    print(f"{len(sound)} of {len(exact)} exact lines have a Pareto k that is below its limit")
+    endless = sum(math.isinf(log_z(m.weighted).stderr) for m in exact)
+    rows.append(Row(metric="exact lines whose log Z has no finite error bar", value=endless, system=system.name,
+                    method=f"{len(exact)} exact lines", n=min((len(m.weighted) for m in exact), default=0)))
     for lines, name in ((exact, "all exact lines"), (sound, "exact lines, Pareto k below its limit")):
         if len(lines) > 1:
             rows.append(Row(metric="largest abs(z) between values of log Z", value=largest_z(lines), goal="< 4", system=system.name,

@@ -1,6 +1,9 @@
 """Standard errors of weighted estimates: the delta method and the bootstrap, both over blocks of correlated rows.
 
 Rows that share a group label (a chain, an ancestor) are summed first, and only these sums are treated as independent.
+
+With heavy-tailed weights the scatter of the samples at hand says too little: what decides the average is a tail that they have hardly
+reached. `weighted_stderr` therefore counts the weight that a fit of the tail expects beyond the largest one seen (`pareto.unseen_weight`).
 """
 
 from __future__ import annotations
@@ -44,6 +47,25 @@ def delta_stderr(influence: Tensor, group: Tensor | None) -> float:
     if blocks < 2:
         return math.nan
     return math.sqrt(blocks / (blocks - 1) * (sums - sums.mean()).square().sum().item())
+
+
+def weighted_stderr(p: Tensor, centred: Tensor, *, group: Tensor | None, unseen: float) -> float:
+    """Standard error of a weighted average, by the delta method, with the weight that no sample has reached.
+
+        stderr^2 = delta_stderr(p c)^2 + m^2 sum_i p_i c_i^2
+
+    Weight m beyond the largest one moves the average by m times c there, whose size is taken to be that of c where there are samples.
+
+    Args:
+        p: [N] normalised weights.
+        centred: [N] c, what is averaged less its average; anything in rows of zero weight that is finite.
+        group: [N] labels of correlated rows, or None.
+        unseen: m, as a fraction of the weight seen; infinite where the tail has no mean.
+    Returns:
+        The standard error; infinite with m, but zero where c is.
+    """
+    variance = (p * centred.square()).sum().item()
+    return math.hypot(delta_stderr(p * centred, group), unseen * math.sqrt(variance) if variance > 0 else 0.0)
 
 
 def bootstrap(sums: Tensor, statistic: Callable[[Tensor], Tensor], *, replicates: int = 200,

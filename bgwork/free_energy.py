@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bgwork.error_bars import delta_stderr
+from bgwork.error_bars import weighted_stderr
 from bgwork.multistate import Solution, mbar, solve
+from bgwork.pareto import unseen_weight
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import effective_number, evaluate, normalised_weights
 
@@ -100,8 +101,8 @@ def free_energy_difference(weighted: WeightedSamples, in_a: Indicator, in_b: Ind
     for name, value in zip("ab", mass, strict=True):
         if value <= 0:
             raise ValueError(f"no sample of positive weight lies in basin {name}, so its free energy is unknown; draw more samples")
-    influence = p * (indicator[1] / mass[1] - indicator[0] / mass[0])
-    stderr = delta_stderr(influence, weighted.proposal.group)
+    change = indicator[1] / mass[1] - indicator[0] / mass[0]
+    stderr = weighted_stderr(p, change, group=weighted.proposal.group, unseen=unseen_weight(weighted))
     return Estimate(value=math.log(mass[0] / mass[1]), stderr=stderr, n_eff=effective_number(weighted))
 
 

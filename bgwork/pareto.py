@@ -15,6 +15,9 @@ from torch import Tensor
 from bgwork.records import WeightedSamples, with_edit
 
 EQUAL = 1e-6  # log-weights that differ by less are equal but for rounding, and have no tail
+NONE_POSITIVE = "none of {} weights is positive, so they have no tail; check the samples and the target"
+FEWEST_IN_TAIL = 5
+FEWEST_TO_FIT = 5 * FEWEST_IN_TAIL  # the tail is at most a fifth of the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ def pareto_k(log_w: Tensor) -> float:
         ValueError: if no weight is positive.
     """
     if len(log_w) == 0 or log_w.max() == -math.inf:
-        raise ValueError(f"none of {len(log_w)} weights is positive, so they have no tail; check the samples and the target")
+        raise ValueError(NONE_POSITIVE.format(len(log_w)))
     if log_w.max() - log_w.min() < EQUAL:
         return -math.inf
     tail = fit_tail(log_w)
@@ -64,6 +67,34 @@ def pareto_k(log_w: Tensor) -> float:
 def pareto_limit(n: int) -> float:
     """Largest k at which n samples still give trustworthy averages: min(1 - 1/log10 n, 0.7) (Vehtari et al. 2024, equation 13)."""
     return min(1 - 1 / math.log10(n), 0.7) if n > 1 else -math.inf
+
+
+def unseen_weight(weighted: WeightedSamples) -> float:
+    """Weight to expect beyond the largest one, as a fraction of the sum of weights: what standard errors add for tails hardly reached.
+
+        m = E[w; w > w_max] / sum_i w_i = (w_max + (scale + k (w_max - cutoff)) / (1 - k)) / sum_i w_i
+
+    One of N draws is expected beyond the largest of N; its mean is that of the fitted generalised Pareto distribution, given that it lies
+    there. tests/test_error_bars.py has the coverage of error bars with it and without.
+
+    Returns:
+        m; infinite where k >= 1 (the fitted tail has no mean) or fewer than five of all the weights are positive, zero where weights are
+        equal, were resampled, or are too few for a fit (below 25).
+    Raises:
+        ValueError: if no weight is positive.
+    """
+    log_w = weighted.log_w
+    if len(log_w) == 0 or log_w.max() == -math.inf:
+        raise ValueError(NONE_POSITIVE.format(len(log_w)))
+    if weighted.proposal.resampled or len(log_w) < FEWEST_TO_FIT or log_w.max() - log_w.min() < EQUAL:
+        return 0.0
+    tail = fit_tail(log_w)
+    if tail is None:
+        return 0.0 if (log_w > -math.inf).sum() >= FEWEST_IN_TAIL else math.inf
+    if tail.k >= 1:
+        return math.inf
+    beyond = 1 + max(0.0, (tail.scale + tail.k * (1 - tail.cutoff)) / (1 - tail.k))
+    return beyond / (log_w - log_w.max()).exp().sum().item()
 
 
 def truncate(weighted: WeightedSamples) -> WeightedSamples:
@@ -108,7 +139,7 @@ def fit_tail(log_w: Tensor) -> Tail | None:
     length = math.ceil(min(n / 5, 3 * math.sqrt(n)))
     cutoff = relative[rows[-length - 1]].item() if n > length else 0.0
     rows = rows[relative[rows] > max(cutoff, torch.finfo(torch.float64).tiny)]
-    if len(rows) < 5:
+    if len(rows) < FEWEST_IN_TAIL:
         return None
     k, scale = _fit(relative[rows] - cutoff)
     return Tail(rows=rows, cutoff=cutoff, k=k, scale=scale)

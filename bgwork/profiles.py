@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bgwork.free_energy import evaluate_defined
+from bgwork.pareto import unseen_weight
 from bgwork.records import WeightedSamples
 from bgwork.reweighting import normalised_weights
 
@@ -101,6 +102,7 @@ def _free_energies(weighted: WeightedSamples, place: Tensor, volume: Tensor) -> 
     """-log(mass / volume) of each bin, its standard error, and the mass in no bin."""
     p = normalised_weights(weighted)
     mass, error = _masses(p, place, len(volume), weighted.proposal.group)
+    error = torch.where(mass > 0, torch.hypot(error, unseen_weight(weighted) * (mass * (1 - mass)).sqrt()), error)  # as weighted_stderr
     value = torch.where(mass > 0, -(mass / volume).log(), math.inf)
     return value, torch.where(mass > 0, error / mass, math.nan), p[place < 0].sum().item()
 

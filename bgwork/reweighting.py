@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bgwork.error_bars import block_sums, bootstrap, delta_stderr
+from bgwork.error_bars import block_sums, bootstrap, delta_stderr, weighted_stderr
+from bgwork.pareto import unseen_weight
 from bgwork.protocols import Target
 from bgwork.records import RESAMPLED, Cost, Density, Estimate, Proposal, WeightedSamples, with_edit
 
@@ -129,9 +130,10 @@ def effective_fraction(weights: Tensor, *, ancestor: Tensor | None = None, group
 
 
 def log_z(weighted: WeightedSamples) -> Estimate:
-    """Absolute log partition function, log Z = log(1/N sum_i w_i), with the delta-method standard error.
+    """Absolute log partition function, log Z = log(1/N sum_i w_i).
 
-    Z refers to the volume of the samples' space, in the system's length unit.
+    Z refers to the volume of the samples' space, in the system's length unit. The standard error is the delta method's together with the
+    weight that the tail's fit expects beyond the largest one seen (`pareto.unseen_weight`): infinite where the fitted tail has no mean.
 
     Raises:
         ValueError: for UNNORMALISED samples, or if no weight is positive.
@@ -140,14 +142,17 @@ def log_z(weighted: WeightedSamples) -> Estimate:
         raise ValueError("log Z is unknown for MCMC samples; ratios and averages only")
     p = normalised_weights(weighted)
     value = torch.logsumexp(weighted.log_w, 0).item() - math.log(len(p))
-    return Estimate(value=value, stderr=delta_stderr(p - 1 / len(p), weighted.proposal.group), n_eff=effective_number(weighted))
+    seen = delta_stderr(p - 1 / len(p), weighted.proposal.group)
+    unseen = max(0.0, unseen_weight(weighted) - 1 / len(p))  # a draw of average weight more would change nothing
+    return Estimate(value=value, stderr=math.hypot(seen, unseen), n_eff=effective_number(weighted))
 
 
 def expectation(weighted: WeightedSamples, f: Callable[[Tensor], Tensor]) -> Estimate:
     """Self-normalised average <f> = sum_i w_i f(x_i) / sum_i w_i.
 
-    stderr by the delta method from w_i (f_i - <f>) / sum w, over groups where rows are correlated. n_eff = Var(f) / stderr^2, the number of
-    independent samples of the target that would give this error bar (NaN for a constant f).
+    stderr by the delta method from w_i (f_i - <f>) / sum w, over groups where rows are correlated, with the weight that heavy tails have
+    not shown yet (`error_bars.weighted_stderr`). n_eff = Var(f) / stderr^2, the number of independent samples of the target that would
+    give this error bar (NaN for a constant f).
 
     Args:
         weighted: N samples.
@@ -175,7 +180,7 @@ def average(weighted: WeightedSamples, values: Tensor) -> Estimate:
     if bad:
         raise ValueError(f"the values are not finite at {bad} of {int((p > 0).sum())} samples of positive weight: they have no average")
     mean = (p * values).sum().item()
-    stderr = delta_stderr(p * (values - mean), weighted.proposal.group)
+    stderr = weighted_stderr(p, values - mean, group=weighted.proposal.group, unseen=unseen_weight(weighted))
     variance = (p * (values - mean).square()).sum().item()
     return Estimate(value=mean, stderr=stderr, n_eff=variance / stderr**2 if stderr else math.nan)
 

@@ -101,7 +101,7 @@ def _references(figures: Diagnosis) -> Iterator[str]:
 def _tail(figures: Diagnosis) -> Iterator[str]:
     if figures.pareto_k > figures.pareto_k_limit:
         shown = f"{figures.pareto_k:.2f}" if math.isfinite(figures.pareto_k) else "unknown"
-        yield f"heavy-tailed weights: Pareto k {shown} above its limit {figures.pareto_k_limit:.2f}, so the error bars mean little"
+        yield f"heavy-tailed weights: Pareto k {shown} above its limit {figures.pareto_k_limit:.2f}; averages converge too slowly"
 
 
 def _single_weight(figures: Diagnosis) -> Iterator[str]:
