@@ -39,7 +39,7 @@ from bgwork.recipes.base import spent_behind
 from bgwork.recipes.walks import PILOT
 from bgwork.records import Density, Estimate, WeightedSamples
 from bgwork.reweighting import ess, expectation, log_z, max_weight, normalised_weights, weigh
-from bgwork.samplers.flow import compiled
+from bgwork.samplers.compiled import compiled
 from bgwork.system import System, load_system, reference_samples
 from bgwork.targets.gaussian_mixture import GaussianMixture
 
@@ -86,7 +86,7 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
         own = made_by.default_choice()
         choice = replace(own, weights=weights, steps=options.steps or own.steps)
         sampler = made_by.sampler_of(trained, choice)
-        sampler = compiled(sampler) if options.compiled else sampler
+        sampler = compiled(sampler) if options.compiled and weights != "path" else sampler
         proposal = sampler.sample(options.n, generator=torch.Generator().manual_seed(options.seed))
         weighted = weigh(proposal, system.target, accept=(Density.UNCERTIFIED,))
         name = f"{path.stem}, {weights if weights == 'directional' else proposal.density.value} weights"
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11, help="not used in training or tuning")
     parser.add_argument("--budget", type=int, default=0, help="gradients for the chains; the largest of the trainings' if 0")
     parser.add_argument("--chains", type=int, default=50)
-    parser.add_argument("--compiled", action="store_true", help="compile Jacobians; refused for what is no flow, as by bgwork sample")
+    parser.add_argument("--compiled", action="store_true", help="compile the Jacobians of density and directional weights")
     parser.add_argument("--no-chains", action="store_true")
     parser.add_argument("--as-long", action="store_true", help="another HMC run, for the core-minutes of the longest training")
     parser.add_argument("--geometric", type=int, default=0, help="sample size of the geometric W2; 0 leaves it out")

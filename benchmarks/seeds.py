@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs=1, choices=("path", "density", "directional"), default=["density"])
     parser.add_argument("--steps", type=int, default=None, help="of the generators; their own if not given")
     parser.add_argument("--seed", type=int, required=True, help="of the samples; not used in training or tuning")
-    parser.add_argument("--compiled", action="store_true", help="compile the Jacobians of flows")
+    parser.add_argument("--compiled", action="store_true", help="compile the Jacobians of density and directional weights")
     parser.set_defaults(geometric=0)
     options = parser.parse_args()
     if len(options.runs) < 2:

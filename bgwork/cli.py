@@ -57,8 +57,8 @@ Weights = Annotated[str | None, typer.Option(
     show_default=OWN)]
 Recipe = Annotated[str | None, typer.Option(
     help="Which of a system's shipped generators, by recipe (see `bgwork systems`).", show_default="the one the system names")]
-Compiled = Annotated[bool, typer.Option("--compiled", help="Compile a flow's Jacobians first: sooner done where samples are many or "
-                                        "large. Needs a C++ compiler.")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Compile Jacobians first (density and directional weights): sooner done where "
+                                        "samples are many or large. Needs a C++ compiler.")]
 Accept = Annotated[list[Density] | None, typer.Option(help="Weigh samples of this density although it is improper; recorded as an edit.")]
 OtherSystem = Annotated[str | None, typer.Option("--system", help="System, where it is not the one that the samples name.")]
 

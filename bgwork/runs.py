@@ -29,7 +29,7 @@ from bgwork.recipes.files import OBJECTIVES
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
-from bgwork.samplers.flow import compiled
+from bgwork.samplers.compiled import compiled
 from bgwork.store import RUNS, SAMPLES_FILE
 from bgwork.system import System, load_system
 
@@ -198,10 +198,10 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
     asked = settings.on(made_by)
     choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights)
     made_by.check(choice)
-    if asked.compiled and asked.weights in ON_PATHS:
-        raise RunError(f"--compiled is for the Jacobians of a flow on a fixed grid, not for {asked.weights} weights; leave it out")
-    if asked.compiled:
-        compiled(made_by.sampler_of(replace(trained, tuning=None), choice))  # refused now, if it will be, and before kernels are fitted
+    if asked.compiled and asked.weights == "path":
+        raise RunError("--compiled is for Jacobians, which path weights take none of; leave it out, or take --weights directional")
+    if asked.compiled and asked.weights != "directional":
+        compiled(made_by.sampler_of(trained, choice))  # refused now, if it will be
     return Run(folder=folder or own, system=trained.system, recipe=made_by, trained=trained, generator=path, settings=asked)
 
 

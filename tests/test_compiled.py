@@ -12,13 +12,18 @@ from bgwork.fields.egnn import EGNN
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.generators import load_generator
+from bgwork.paths import LinearInterpolant, stops
 from bgwork.priors import Gaussian
 from bgwork.recipes import Request, load_recipe
 from bgwork.recipes.sections import GridSection
 from bgwork.records import Origin
 from bgwork.runs import SampleSettings, find_run
-from bgwork.samplers.flow import Flow, compiled
+from bgwork.samplers.compiled import compiled
+from bgwork.samplers.directional import directional
+from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
+from bgwork.samplers.kernels import FieldKernels, velocity_table
+from bgwork.samplers.sde import PathSampler
 from bgwork.spaces import Euclidean, MeanFree
 from bgwork.system import load_system
 
@@ -102,8 +107,29 @@ def test_without_a_compiler_it_says_what_to_do(field, monkeypatch):
         compiled(flow_of(field))
 
 
+def walk_of(field):
+    prior = Gaussian(space=SPACE)
+    table = velocity_table(LinearInterpolant(), stops(4), prior_std=1.0, spread=1.0)
+    plain = FieldKernels(space=SPACE, field=field, table=table)
+    return PathSampler(start=prior, kernels=directional(plain), origin=Origin(method="walk", system="none"))
+
+
+def test_so_do_walks_with_directional_weights(field):
+    check_equal_sampling(walk_of(field))
+    fast = compiled(walk_of(field))
+    assert isinstance(fast.kernels.plain.field, CompiledField) and fast.kernels.batch == fast.kernels.plain.field.rows == 64
+    plain = walk_of(field)
+    assert compiled(replace(plain, kernels=replace(plain.kernels, batch=3))).kernels.batch == 3
+
+
+def test_walks_compile_after_their_kernels_were_fitted(quick):
+    settings = SampleSettings(n=10, weights="directional", compiled=True, steps=3)
+    run = find_run("dw4", settings, recipe="diffusion", folder=None)
+    assert isinstance(run.sampler(lambda *_: None).kernels.plain.field, CompiledField)
+
+
 def test_samplers_without_jacobians_are_refused():
-    with pytest.raises(ValueError, match="PathSampler takes no Jacobians.*leave out --compiled"):
+    with pytest.raises(ValueError, match="one width a step take no Jacobians.*leave out --compiled"):
         compiled(load_generator("dw4", recipe="diffusion"))
     with pytest.raises(ValueError, match="FlowMapSampler"):
         find_run("dw4", SampleSettings(n=10, compiled=True), recipe="distill", folder=None)

@@ -84,8 +84,8 @@ def test_the_command_line_offers_them_where_they_exist(tmp_path):
     done = call("sample", "dw4", "--recipe", "diffusion", "--weights", "directional", "--steps", "6", "-n", "40", "--out", tmp_path)
     assert done.exit_code == 0, (done.output, done.exception)
     assert store.load_samples(tmp_path / "samples.npz").proposal.cost.jacobian == 240
-    refused(call("sample", "dw4", "--recipe", "diffusion", "--weights", "directional", "--compiled", "-n", "40", "--out", tmp_path / "c"),
-            "not for directional weights", "leave it out")
+    refused(call("sample", "dw4", "--recipe", "diffusion", "--weights", "path", "--compiled", "-n", "40", "--out", tmp_path / "c"),
+            "which path weights take none of", "--weights directional")
     for recipe, words in (("distill", ("aligned pairs", 'weights = "path"')), ("eqot-fm", ("not 'directional'",))):
         refused(call("sample", "dw4", "--recipe", recipe, "--weights", "directional", "-n", "40", "--out", tmp_path / recipe), *words)
         assert not (tmp_path / recipe).exists()

@@ -29,7 +29,10 @@ ITERATIONS = 60  # of L-BFGS for two numbers
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CovarianceKernel:
-    """N(mean, sum_i variance_i e_i e_i^T) on a flat space.
+    """N(mean, C) with C = sum_i variance_i e_i e_i^T, on a flat space.
+
+    Draws are mean + C^(1/2) xi with the symmetric root, which depends on C alone: axes of equal variances are any, and their signs too, so
+    that round-off would give other numbers from the same seed.
 
     Args:
         mean: [B, n, d] float64.
@@ -42,8 +45,9 @@ class CovarianceKernel:
     axes: Tensor
 
     def sample(self, *, generator: torch.Generator) -> Tensor:
-        along = self.variances.sqrt() * torch.randn(self.variances.shape, generator=generator, dtype=torch.float64)
-        return self.mean + (self.axes @ along[:, :, None]).view_as(self.mean)
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float64).flatten(1)[:, :, None]
+        along = self.variances.sqrt()[:, :, None] * (self.axes.mT @ noise)
+        return self.mean + (self.axes @ along).view_as(self.mean)
 
     def log_prob(self, y: Tensor) -> Tensor:
         return -0.5 * (squares(self.axes, y - self.mean) / self.variances + (2 * math.pi * self.variances).log()).sum(1)
@@ -58,6 +62,7 @@ class DirectionalKernels:
     Args:
         plain: on a flat space, with a table that has a posterior.
         stretch, floor: [K] float64: one and `sure` in theory (`directional`), or fitted (`fitted`).
+        batch: configurations whose Jacobians are taken at once, by default as many as fit a cache.
 
     Example:
         >>> from bgwork.fields.mlp import MLP
@@ -73,6 +78,7 @@ class DirectionalKernels:
     plain: FieldKernels
     stretch: Tensor
     floor: Tensor
+    batch: int | None = None
 
     @property
     def space(self) -> Space:
@@ -103,7 +109,7 @@ class DirectionalKernels:
     def posterior(self, k: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean [B, n, d] of step k, what is unknown of x1 along each axis [B, dim] (never negative), and the axes [B, nd, dim]."""
         basis = basis_of(self.space)
-        parts = map_batches(lambda rows: self._posterior(k, x[rows], basis), len(x), rows_in_cache(self.space), None)
+        parts = map_batches(lambda rows: self._posterior(k, x[rows], basis), len(x), self.batch or rows_in_cache(self.space), None)
         mean, unknown, axes = zip(*parts, strict=True)
         return torch.cat(mean), torch.cat(unknown), torch.cat(axes)
 

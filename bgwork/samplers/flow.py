@@ -5,13 +5,11 @@ The sampler *is* the map T = T_K o ... o T_1 of its steps, so its density (see `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from bgwork.fields.compiled import CompiledField
-from bgwork.protocols import Field, Sampler
-from bgwork.samplers.batches import MOST_CACHED, rows_in_cache
+from bgwork.protocols import Field
 from bgwork.samplers.executed import ExecutedMap
 from bgwork.samplers.integrators import Grid, Tableau, step, step_with_jacobian
 
@@ -76,16 +74,3 @@ class Flow(ExecutedMap):
     @property
     def description(self) -> str:
         return f"{self.grid.integrator} with {self.grid.steps} steps"
-
-
-def compiled(sampler: Sampler) -> Flow:
-    """The same flow with compiled Jacobians: samples equal up to round-off, sooner if they are many, for the first batch waits.
-
-    Raises:
-        ValueError: for samplers of another kind, and if there is no C++ compiler.
-    """
-    if not isinstance(sampler, Flow):
-        raise ValueError(f"a {type(sampler).__name__} takes no Jacobians that can be compiled, only a flow on a fixed grid with density "
-                         "weights does; leave out --compiled")
-    rows = min(2 * rows_in_cache(sampler.space), MOST_CACHED) if sampler.batch is None else sampler.batch  # fused, less is held at once
-    return replace(sampler, field=CompiledField(sampler.field, rows=rows), batch=rows)
