@@ -28,11 +28,20 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def with_error(value: float | None, stderr: float | None) -> str:
-    """value ± stderr, both rounded at the second digit of the error; the value alone where the error is round-off."""
-    if value is None or stderr is None or not (math.isfinite(value) and math.isfinite(stderr)) or stderr <= 1e-12 * (1 + abs(value)):
+    """value ± stderr, both rounded at the second digit of the error; alone where the error is round-off, ± ? where it has none."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    if not has_error(stderr):
+        return f"{number(value)} ± ?"
+    if stderr <= 1e-12 * (1 + abs(value)):
         return number(value)
     decimals = max(0, 1 - math.floor(math.log10(stderr)))
     return f"{value:.{decimals}f} ± {stderr:.{decimals}f}" if decimals <= 8 else f"{value:.6g} ± {stderr:.1e}"
+
+
+def has_error(stderr: float | None) -> bool:
+    """Whether there is a finite standard error; report.json has null for others."""
+    return stderr is not None and math.isfinite(stderr)
 
 
 def estimate(value: Estimate | Mapping[str, float] | None) -> str:
@@ -67,7 +76,7 @@ def average_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for prefix, ours, theirs in (("", "observables", "reference"), ("basin ", "basins", "basin_reference")):
         for name, value in report[ours].items():
             truth = report[theirs].get(name)
-            rows.append((prefix + name, estimate(value), estimate(truth), _z(truth)))
+            rows.append((prefix + name, estimate(value), estimate(truth), _z(truth) if has_error(value["stderr"]) else NONE))
     return rows
 
 

@@ -72,7 +72,7 @@ def test_error_bars_of_the_histogram_grow_with_correlation():
 
 @pytest.mark.parametrize(("value", "stderr", "text"), [
     (12.3456, 0.0123, "12.346 ± 0.012"), (-43.0, 0.1, "-43.00 ± 0.10"), (5.0, 12.0, "5 ± 12"), (1.0, 0.0, "1"), (1.0, 1e-17, "1"),
-    (2.5, math.nan, "2.5"), (None, None, tables.NONE)])
+    (2.5, math.nan, "2.5 ± ?"), (2.5, math.inf, "2.5 ± ?"), (2.5, None, "2.5 ± ?"), (None, None, tables.NONE)])
 def test_values_are_rounded_where_their_error_begins(value, stderr, text):
     assert tables.with_error(value, stderr) == text
 
