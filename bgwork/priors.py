@@ -151,3 +151,9 @@ def wrapped_normal_log_prob(space: Space, x: Tensor, y: Tensor, mean: Tensor, *,
     square = space.square(v - mean)
     exponent = torch.where(square.isinf(), -torch.inf, -0.5 * square / std**2 - space.log_exp_det(v))
     return torch.logsumexp(exponent, 0).sum(-1) - 0.5 * space.dim * math.log(2 * math.pi * std**2)
+
+
+def image_shares(space: Torus, x: Tensor, *, variance: float) -> tuple[Tensor, Tensor]:
+    """Images x + 2 pi k [K, B, n, d] of angles and their probabilities under N(0, variance), each angle's summing to one."""
+    images = space.images(space.project(x), 10 * math.sqrt(variance))
+    return images, torch.softmax(-0.5 * images.square() / variance, 0)

@@ -37,7 +37,7 @@ def near_pole(space, n: int, at: int) -> Tensor:
 def prior_of(space):
     if isinstance(space, Sphere):
         return Uniform(space=space)
-    return WrappedNormal(space=space, mean=space.origin(torch.zeros(1, space.d)), std=0.7)
+    return WrappedNormal(space=space, mean=space.origin(torch.zeros(space.n, space.d)), std=0.7)
 
 
 class ExactDrift(nn.Module):

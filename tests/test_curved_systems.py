@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ from commands import call, refused
 from bgwork import store
 from bgwork.curved import Hyperboloid, Sphere
 from bgwork.error_bars import delta_stderr
-from bgwork.generators import load_trained
 from bgwork.priors import Gaussian, Uniform, WrappedNormal, prior_on
-from bgwork.recipes import RecipeError, Request, load_recipe, parse_recipe
+from bgwork.recipes import RecipeError, load_recipe
 from bgwork.records import Density, Origin, Proposal, WeightedSamples
 from bgwork.reference_checks import virial_of
 from bgwork.reweighting import log_z
@@ -46,7 +44,10 @@ def test_train_and_sample_with_path_weights_give_the_known_log_z(here, name):
     assert samples.proposal.space == system.space
     estimate = log_z(samples)
     assert abs(estimate.value - system.target.log_z) < 4 * estimate.stderr < 1.5
-    refused(call("sample", folder, "-n", "40", "--weights", "density"), "path", "not 'density'")
+    done = call("sample", folder, "-n", "40", "--weights", "density", "--steps", "4", "--out", "exact")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert store.load_samples(Path("exact") / "samples.npz").proposal.density is Density.EXACT
+    refused(call("sample", folder, "-n", "40", "--weights", "directional"), "path, density", "not 'directional'")
     refused(call("sample", folder, "-n", "40", "--integrator", "rk4"), "geodesic", "leave out --integrator")
 
 
@@ -148,15 +149,3 @@ def test_fields_for_other_spaces_are_refused():
         load_recipe(flat, "adjoint", overrides=["field.kind=ambient"])
     with pytest.raises(RecipeError, match="field.width: unknown key; allowed here: kind, hidden, depth, scale"):
         load_recipe(curved, overrides=["field.width=3"])
-
-
-def test_density_weights_are_refused_from_python_too(here):
-    system = load_system("vmf-s2")
-    values = load_recipe(system).model_dump()
-    values["training"] |= {"steps": 1, "evaluate_every": 0}
-    recipe = parse_recipe(values, source="test")
-    job = recipe.job(Request(system=system, name="flow-sampling", folder=here, seed=0))
-    store.save_checkpoint(job.generator, dict(job.model.named_parameters()), {**job.meta, "kind": "generator"})
-    made_by, made = load_trained(job.generator)
-    with pytest.raises(RecipeError, match="no density weights, only path weights"):
-        made_by.sampler_of(made, replace(made_by.default_choice(), weights="density"))

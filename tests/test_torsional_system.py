@@ -53,7 +53,10 @@ def test_train_and_sample_on_the_torus(tmp_path, monkeypatch):
     samples = store.load_samples(folder / "samples.npz")
     assert isinstance(samples, WeightedSamples) and samples.proposal.density is Density.PATH
     assert samples.proposal.space == Torus(n=1, d=7) and samples.x.abs().max() <= math.pi and len(samples) == 60
-    refused(call("sample", folder, "-n", "40", "--weights", "density"), "path", "not 'density'")
+    done = call("sample", folder, "-n", "8", "--weights", "density", "--out", "exact", "--accept", "uncertified")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert store.load_samples(Path("exact") / "samples.npz").x.abs().max() <= math.pi
+    refused(call("sample", folder, "-n", "40", "--weights", "directional"), "path, density", "not 'directional'")
 
 
 class Rotor(CountedTarget):

@@ -18,10 +18,11 @@ from torch import Tensor
 from bgwork.objectives.replay import Regression
 from bgwork.objectives.weighted_adjoint import least_noise
 from bgwork.paths import GeometricBrownian, Times
+from bgwork.priors import image_shares
 from bgwork.protocols import Field, Target
 from bgwork.records import Origin, Proposal
 from bgwork.samplers.sde import PathSampler, PointPrior
-from bgwork.samplers.torus import ControlledBrownianKernels, draw_image, image_shares
+from bgwork.samplers.torus import ControlledBrownianKernels, draw_image
 from bgwork.spaces import Torus
 
 

@@ -7,17 +7,23 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from bgwork.fields.probability_flow import WrappedVelocity
 from bgwork.fields.torus import TorusMLP
 from bgwork.objectives.replay import ReplaySettings
 from bgwork.objectives.torsional import TorsionalAdjointSampling, WeightedTorsionalAdjointSampling
 from bgwork.paths import GeometricBrownian
+from bgwork.priors import WrappedNormal
 from bgwork.recipes.adjoint import Ratio
-from bgwork.recipes.base import Choice, RecipeError, Trained
+from bgwork.recipes.base import Choice, Trained
 from bgwork.recipes.sections import Share
 from bgwork.recipes.walks import EnergyRecipe, StopsSection
-from bgwork.samplers.flow import Flow
+from bgwork.samplers.integrators import Grid
+from bgwork.samplers.torus_flow import TorusFlow
 from bgwork.spaces import Space, Torus
 from bgwork.system import Count, Positive, Section, System
+
+START = 0.05  # share of the final variance that the probability flow starts with
+BATCH = 512  # configurations whose small Jacobians are taken at once
 
 
 class PeriodicSection(Section):
@@ -48,11 +54,11 @@ class WrappedBrownianSection(Section):
 class TorsionalAdjointRecipe(EnergyRecipe):
     """Adjoint sampling on a torus.
 
-    There are path weights alone: the motion starts in one point, and its probability flow from there has no density on a torus that is
-    known in closed form.
+    With weights = "density" the samples are those of the probability flow, in as many midpoint steps, from where the motion has spread
+    little yet.
     """
 
-    weights: ClassVar[tuple[str, ...]] = ("path",)
+    weights: ClassVar[tuple[str, ...]] = ("path", "density")
     integrators: ClassVar[tuple[str, ...]] = ("wrapped",)
     spaces: ClassVar[tuple[type[Space], ...]] = (Torus,)
 
@@ -71,8 +77,13 @@ class TorsionalAdjointRecipe(EnergyRecipe):
     def default_choice(self) -> Choice:
         return Choice(integrator="wrapped", steps=self.sampler.steps, weights="path")
 
-    def flow(self, trained: Trained, choice: Choice) -> Flow:
-        raise RecipeError(f"a generator on {trained.system.space} has no density weights, only path weights; choose weights = \"path\"")
+    def flow(self, trained: Trained, choice: Choice) -> TorusFlow:
+        space, brownian = trained.system.space, self.process.build()
+        field = WrappedVelocity(trained.network, space, brownian, share=START)
+        prior = WrappedNormal(space=space, mean=torch.zeros(space.n, space.d), std=brownian.std * START**0.5)
+        stops = field.stops(self.sampler.times(choice.steps))
+        return TorusFlow(prior=prior, field=field, grid=Grid(steps=len(stops) - 1, times=stops), origin=trained.origin, batch=BATCH,
+                         round_trip=trained.round_trip, on_batch=choice.on_batch)
 
 
 class WeightedTorsionalAdjointRecipe(TorsionalAdjointRecipe):

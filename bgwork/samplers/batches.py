@@ -57,9 +57,10 @@ def check_field(field: Field, space: Space, z: Tensor) -> None:
         raise ValueError(f"the field moves {field.n} particles in {field.d} dimensions, the prior lives on {space}")
     with torch.no_grad():
         v = field(torch.tensor(0.5, dtype=z.dtype), z).double()
-    off = (v - space.project(v)).abs().max() / (1 + v.abs().max())
+    off = (v - space.tangent(z, v)).abs().max() / (1 + v.abs().max())
     if off > 1e-4:
-        raise ValueError(f"the field's velocity leaves {space} (by {off:.2g} of its size); let the field subtract its mean")
+        raise ValueError(f"the field's velocity leaves {space} (by {off:.2g} of its size); let the field subtract its mean, or project it "
+                         "with space.tangent(x, v)")
 
 
 def in_batches(n: int, batch: int, progress: Progress | None) -> Iterator[slice]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bgwork.paths import GeometricBrownian
-from bgwork.priors import wrapped_normal_log_prob
+from bgwork.priors import image_shares, wrapped_normal_log_prob
 from bgwork.samplers.batches import map_batches
 from bgwork.samplers.sde import GaussianKernel, Kernel, PointKernel
 from bgwork.spaces import Torus
@@ -100,12 +100,6 @@ def log_wrapped(space: Torus, x: Tensor, *, variance: float) -> Tensor:
     """log W(x; 0, variance), [B]."""
     zero = torch.zeros_like(x)
     return wrapped_normal_log_prob(space, zero, x, zero, std=math.sqrt(variance))
-
-
-def image_shares(space: Torus, x: Tensor, *, variance: float) -> tuple[Tensor, Tensor]:
-    """Images x + 2 pi k [K, B, n, d] of angles and their probabilities under N(0, variance), each angle's summing to one."""
-    images = space.images(space.project(x), 10 * math.sqrt(variance))
-    return images, torch.softmax(-0.5 * images.square() / variance, 0)
 
 
 def draw_image(space: Torus, x: Tensor, *, variance: float, generator: torch.Generator) -> Tensor:
