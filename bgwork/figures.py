@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import Formatter, LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from bgwork.baselines import Baseline
-from bgwork.error_bars import delta_stderr
-from bgwork.learning import TrainingRecord, evaluations
+from bgwork.error_bars import weighted_stderr
 from bgwork.observables import pair_distances
-from bgwork.pareto import fit_tail
+from bgwork.pareto import fit_tail, unseen_weight
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import ess, log_z, normalised_weights
 from bgwork.samplers.diagnosis import Comparison
@@ -43,14 +41,15 @@ class Histogram:
     stderr: np.ndarray
 
 
-def histogram(values: Tensor, p: Tensor, edges: np.ndarray, group: Tensor | None) -> Histogram:
-    """Weighted density of one or several values per sample, with the delta-method error of each bin.
+def histogram(values: Tensor, p: Tensor, edges: np.ndarray, *, group: Tensor | None, unseen: float) -> Histogram:
+    """Weighted density of one or several values per sample, with the standard error that the average of each bin's share has.
 
     Args:
         values: [N] or [N, k]; the k values of a sample share its weight.
         p: [N] normalised weights.
         edges: [bins + 1], increasing.
         group: [N] labels of correlated rows, or None.
+        unseen: weight that no sample has reached (`pareto.unseen_weight`); errors are infinite with it, but not in empty bins.
     """
     rows = values.reshape(len(p), -1)
     bins = len(edges) - 1
@@ -59,7 +58,7 @@ def histogram(values: Tensor, p: Tensor, edges: np.ndarray, group: Tensor | None
     flat = (torch.arange(len(p))[:, None] * bins + index)[inside]
     share = torch.bincount(flat, minlength=len(p) * bins).view(len(p), bins).double() / rows.shape[1]
     mass = p @ share
-    stderr = [delta_stderr(p * (share[:, k] - mass[k]), group) for k in range(bins)]
+    stderr = [weighted_stderr(p, share[:, k] - mass[k], group=group, unseen=unseen) for k in range(bins)]
     width = np.diff(edges)
     return Histogram(edges=edges, density=mass.numpy() / width, stderr=np.array(stderr) / width)
 
@@ -120,21 +119,33 @@ def _compare(figure: Figure, weighted: WeightedSamples, reference: WeightedSampl
         other = values(theirs)[..., k] if theirs else own
         edges = _edges(own, other)
         uniform = torch.full((len(ours),), 1 / len(weighted), dtype=torch.float64)
-        raw = histogram(own, uniform, edges, ours.proposal.group)
+        raw = histogram(own, uniform, edges, group=ours.proposal.group, unseen=0.0)
         axes.stairs(raw.density, edges, color=RAW, lw=1.2, label="generated, raw")
         tops = [raw.density.max()]
         if theirs:
-            curve = histogram(other, normalised_weights(theirs), edges, theirs.proposal.group)
+            curve = histogram(other, normalised_weights(theirs), edges, group=theirs.proposal.group, unseen=0.0)
             axes.stairs(curve.density, edges, color=REFERENCE, lw=1.4, label="reference")
             tops.append(curve.density.max())
         beyond = max(0.0, 1 - float((raw.density * np.diff(edges)).sum()))  # round-off would print -0.0%
         axes.set_title(f"{beyond:.1%} of the raw samples lie outside", fontsize=8, loc="right", color="#777777")
-        best = histogram(own, normalised_weights(ours), edges, ours.proposal.group)
+        best = histogram(own, normalised_weights(ours), edges, group=ours.proposal.group, unseen=unseen_weight(weighted))
         centre = 0.5 * (edges[1:] + edges[:-1])
-        axes.errorbar(centre, best.density, best.stderr, fmt=".", ms=3.5, lw=1, color=WEIGHTED, label="reweighted (1 stderr)")
+        stderr = drawable(best.stderr)
+        axes.errorbar(centre, best.density, stderr, fmt=".", ms=3.5, lw=1, color=WEIGHTED, label=f"reweighted ({bars(stderr)})")
         axes.set(xlabel=name, xlim=(edges[0], edges[-1]), ylim=(0, 1.15 * max(*tops, best.density.max())))
     panels[0].set_ylabel("density")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+
+
+def drawable(stderr: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Standard errors for matplotlib, NaN where there is no finite one: it then draws no bar or band, and its axes stay finite."""
+    values = np.asarray(stderr, dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def bars(stderr: np.ndarray) -> str:
+    """What a legend says of bars of these `drawable` lengths."""
+    return "no finite stderr where no bar" if np.isnan(stderr).any() else "1 stderr"
 
 
 def _finite(samples: WeightedSamples) -> WeightedSamples:
@@ -184,7 +195,7 @@ def _draw_tail(axes: mpl.axes.Axes, relative: Tensor, k: float, limit: float) ->
                   lw=1.4, label=f"Pareto tail, k = {k:.2f} (limit {limit:.2f})")
     axes.set(title="Largest weights", xlabel=r"$w/\langle w\rangle$", ylabel=r"fraction of samples above", xscale="log", yscale="log",
              xlim=(max(ordered[-1], 1e-3), 2 * ordered[0]), ylim=(0.5 / n, 1.5))
-    _label_decades(axes, max(ordered[-1], 1e-3), 2 * ordered[0], StrMethodFormatter("{x:g}"))
+    label_decades(axes, max(ordered[-1], 1e-3), 2 * ordered[0], StrMethodFormatter("{x:g}"))
     axes.legend(loc="lower left", fontsize=9)
 
 
@@ -198,7 +209,7 @@ def growth(weighted: WeightedSamples) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * len(curves), 3.4))
         for axes, (name, estimates) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-            value, stderr = np.array([(e.value, e.stderr) for e in estimates]).T
+            value, stderr = np.array([e.value for e in estimates]), drawable([e.stderr for e in estimates])
             axes.fill_between(sizes, value - stderr, value + stderr, color=WEIGHTED, alpha=0.2, lw=0)
             axes.plot(sizes, value, ".-", color=WEIGHTED)
             axes.axhline(value[-1], color=REFERENCE, lw=0.8, ls=":")
@@ -212,10 +223,11 @@ def populations(ours: Mapping[str, Estimate], theirs: Mapping[str, Comparison]) 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(4.2, min(9.0, 2.0 + 0.5 * len(ours))), 3.6))
         axes = figure.subplots()
-        for shift, values, colour, label in ((-0.14, theirs, REFERENCE, "reference"), (0.14, ours, WEIGHTED, "reweighted (1 stderr)")):
+        for shift, values, colour, label in ((-0.14, theirs, REFERENCE, "reference"), (0.14, ours, WEIGHTED, "reweighted")):
             shown = [(place + shift, values[name]) for place, name in enumerate(ours) if name in values]
-            axes.errorbar([place for place, _ in shown], [e.value for _, e in shown], [e.stderr for _, e in shown], fmt="o", ms=4,
-                          capsize=2, lw=1.2, color=colour, label=label)
+            stderr = drawable([e.stderr for _, e in shown])
+            axes.errorbar([place for place, _ in shown], [e.value for _, e in shown], stderr, fmt="o", ms=4, capsize=2, lw=1.2,
+                          color=colour, label=f"{label} ({bars(stderr)})")
         axes.set(xticks=range(len(ours)), xlabel="basin", ylabel="population", ylim=(0, None), title="Basins")
         axes.set_xticklabels(list(ours), fontsize=10 if len(ours) <= 20 else 7)
         axes.grid(axis="x", visible=False)
@@ -241,58 +253,7 @@ def deviations(z: Mapping[str, float]) -> Figure:
     return figure
 
 
-def _chains(left: Axes, right: Axes, found: Sequence[Baseline]) -> None:
-    """Markov chains at several budgets: effective share and quantiles of u."""
-    for (method, colour), mark in zip(zip(sorted({each.method for each in found}), (REFERENCE, WARNING), strict=False), "sD", strict=False):
-        mine = [each for each in found if each.method == method]
-        spent, middle = [each.spent for each in mine], np.array([each.u_50 for each in mine])
-        bars = np.abs(np.array([[each.u_05 for each in mine], [each.u_95 for each in mine]]) - middle)
-        left.plot(spent, [each.n_eff / each.n for each in mine], mark, color=colour, ms=4, label=method)
-        right.errorbar(spent, middle, bars, fmt=mark, color=colour, ms=4, lw=1, label=method)
-
-
-def learning(training: TrainingRecord, reference: WeightedSamples | None) -> Figure:
-    """ESS and quantiles of the raw u against the energies and gradients that a training, or chains, had asked for (log axis)."""
-    rows = training.rows
-    asked = np.array([evaluations(row) for row in rows])
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.6))
-        left, right = figure.subplots(1, 2)
-        known = np.array([(n, row["ess"]) for n, row in zip(asked, rows, strict=True) if "ess" in row]).reshape(-1, 2)
-        left.plot(*known.T, ".-", color=WEIGHTED, label="the sampler's ESS")
-        left.set(title="Effective share of the samples", ylim=(0, 1.05 * max([1.0, *(each.n_eff / each.n for each in training.baselines)])))
-        at, low, middle, high = np.array(training.quantiles).T
-        right.fill_between(at, low, high, color=RAW, alpha=0.25, lw=0, label="5 - 95 %")
-        right.plot(at, middle, color=RAW, label="median, fresh samples")
-        _chains(left, right, training.baselines)
-        for share, style in ((0.05, ":"), (0.5, "-"), (0.95, ":")) if reference is not None else ():
-            right.axhline(torch.quantile(reference.u, share).item(), color=REFERENCE, lw=1, ls=style,
-                          label="reference" if share == 0.5 else None)
-        right.set(title="u of fresh samples  [kT]")
-        _squeezed(right, low, middle, max(np.nanmax(high), *(each.u_95 for each in training.baselines), -math.inf))
-        for axes in (left, right):
-            _evaluations_axis(axes, asked)
-            axes.legend(fontsize=9)
-    return figure
-
-
-def _squeezed(axes: Axes, low: np.ndarray, middle: np.ndarray, highest: float) -> None:
-    """A logarithmic axis beyond the values that the second half of a training settles among, if the first ones are far away."""
-    half = slice(len(middle) // 2, None)
-    settled = np.nanmax(middle[half]) - np.nanmin(low[half])
-    linear = 10.0 ** max(0, math.ceil(math.log10(np.nanmax(np.abs(middle[half])) + settled)))
-    if highest - np.nanmin(low) > 20 * settled and highest > linear:
-        axes.set_yscale("symlog", linthresh=linear, linscale=2)
-
-
-def _evaluations_axis(axes: Axes, asked: np.ndarray) -> None:
-    """Logarithmic, from the first evaluations on."""
-    first, last = asked[asked > 0].min(), asked.max()
-    axes.set(xscale="log", xlabel="energies + gradients asked for", xlim=(first, 1.15 * last))
-    _label_decades(axes, first, last, EngFormatter(sep=""))
-
-
-def _label_decades(axes: Axes, first: float, last: float, formatter: Formatter) -> None:
+def label_decades(axes: Axes, first: float, last: float, formatter: Formatter) -> None:
     """A logarithmic axis labelled at every decade and, where those are few, at 2 and 5 within; matplotlib's own labels would overlap."""
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if last > 300 * first else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(formatter)

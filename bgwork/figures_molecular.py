@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork.conformation import POSITIVE_PHI, Residue, intactness, residues
-from bgwork.figures import BINS, RAW, REFERENCE, STYLE, WEIGHTED, histogram
+from bgwork.figures import BINS, RAW, REFERENCE, STYLE, WEIGHTED, drawable, histogram
 from bgwork.geometry import distances
 from bgwork.observables import dihedral
 from bgwork.profiles import Profile, Surface, free_energy_profile, free_energy_surface
@@ -91,10 +91,11 @@ def torsion_profile(curves: Mapping[str, Profile], *, name: str = "") -> Figure:
         for label, profile in curves.items():
             centre = torch.rad2deg((profile.edges[1:] + profile.edges[:-1]) / 2).numpy()
             value = torch.where(profile.value < math.inf, profile.value - profile.value.min(), math.nan).numpy()
-            stderr, colour = profile.stderr.numpy(), COLOURS[label]
+            stderr, colour = drawable(profile.stderr), COLOURS[label]
             for width in (2, 1):
                 axes.fill_between(centre, value - width * stderr, value + width * stderr, color=colour, alpha=0.18, lw=0)
-            axes.plot(centre, value, ".-", ms=4, lw=1.2, color=colour, label=label)
+            endless = bool(torch.isinf(profile.stderr).any())  # NaN only says that a bin is empty
+            axes.plot(centre, value, ".-", ms=4, lw=1.2, color=colour, label=label + endless * " (no band: infinite)")
             top = max(top, np.nanmax(value))
         above = sum(points_above(profile, HIGHEST) for profile in curves.values())
         axes.set(xlabel=r"$\phi$  [degrees]", ylabel="F / kT", xticks=TICKS, xlim=(-180, 180))
@@ -117,7 +118,7 @@ def bond_lengths(sets: Mapping[str, WeightedSamples], topology: Topology, struct
         for label, samples in sets.items():
             p = normalised_weights(samples)
             ratio = (distances(samples.x, bonds) / rest)[p > 0]
-            curve = histogram(ratio, p[p > 0], edges, None)
+            curve = histogram(ratio, p[p > 0], edges, group=None, unseen=0.0)
             beyond = abs(1 - float((curve.density * np.diff(edges)).sum()))
             axes.stairs(curve.density, edges, color=COLOURS[label], lw=1.4, label=f"{label}\n({beyond:.1%} beyond)")
         axes.set(xlabel="bond length / length in the reference structure", ylabel="density", xlim=(edges[0], edges[-1]))

@@ -10,9 +10,10 @@ import torch
 from bgwork import store
 from bgwork.priors import prior_on
 from bgwork.protocols import Sampler
-from bgwork.provenance import file_fingerprint
+from bgwork.provenance import cache_folder, file_fingerprint
 from bgwork.recipes import Recipe, Trained, initial_network, parse_recipe
 from bgwork.recipes.base import misfit_of
+from bgwork.recipes.widths import FittedWidths
 from bgwork.records import Origin
 from bgwork.system import System, load_system, reference_samples
 
@@ -80,8 +81,8 @@ def load_trained(path: Path, *, system: System | None = None) -> tuple[Recipe, T
     recipe = parse_recipe(meta["recipe"], source=f"the recipe in {path}")
     return recipe, Trained(
         network=_network(path, recipe, tensors, system), system=system, prior=prior_on(system.space, meta["prior_std"]),
-        origin=_origin(path, meta), round_trip=round_trip_set(system),
-        tuning=tuning_set(system))
+        origin=_origin(path, meta), round_trip=round_trip_set(system), tuning=tuning_set(system),
+        widths=FittedWidths(folder=cache_folder() / "widths", generator=file_fingerprint(path)))
 
 
 def round_trip_set(system: System) -> torch.Tensor | None:

@@ -1,9 +1,10 @@
-"""What a result was made with: the commit of the code and the versions of what it rests on."""
+"""What a result was made with: the commit of the code and the versions of what it rests on; and where results are kept for later."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -38,6 +39,19 @@ def _git(root: Path, *arguments: str) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+@cache
+def code() -> str:
+    """Hash of the package's source files, which no edit leaves as it was."""
+    root = Path(__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return hashlib.sha256(b"".join(f"{path.relative_to(root)} {file_fingerprint(path)} ".encode() for path in files)).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where what takes long to compute is kept between commands: $BGWORK_CACHE, or ~/.cache/bgwork."""
+    return Path(os.environ.get("BGWORK_CACHE") or Path.home() / ".cache" / "bgwork")
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bgwork import figures, figures_molecular, page, store
+from bgwork import figures, figures_learning, figures_molecular, page, store
 from bgwork.conformation import intactness
 from bgwork.learning import BASELINES_FILE, TrainingRecord
 from bgwork.provenance import commit, file_fingerprint
@@ -27,7 +27,8 @@ LEARNING = ("How the training went on, against the evaluations of the energy, wi
             "Right: median, 5 % and 95 % of u of fresh samples, unweighted. Chains, where they were asked for: effective share of what "
             "they kept, for the average energy (blind to modes that no chain has met), and the same quantiles; half of their evaluations "
             "is burn-in.")
-GROWTH = "Estimates from the first N samples. A fall of ESS or a jump of log Z at the end means: not enough samples."
+GROWTH = ("Estimates from the first N samples. A fall of ESS or a jump of log Z at the end means: not enough samples. "
+          "Where there is no band, the standard error is infinite.")
 
 
 class ReportError(ValueError):
@@ -125,7 +126,7 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
     shown = pictures(weighted, diagnosis, known, system)
     if training is not None:
         content["cost"] |= {"training": training.cost}
-        shown += [(figures.learning(training, known), LEARNING)] if training.is_curve else []
+        shown += [(figures_learning.learning(training, known), LEARNING)] if training.is_curve else []
     report = Report(json=folder / "report.json", html=folder / "report.html", content=content)
     store.write_text(report.html, page.render(content, shown))
     store.write_json(report.json, content)

@@ -256,17 +256,6 @@ def proposal_of(samples: Proposal | WeightedSamples) -> Proposal:
     return samples.proposal if isinstance(samples, WeightedSamples) else samples
 
 
-def ensure_writable(folder: Path) -> None:
-    """Fail before the work rather than after it.
-
-    Raises:
-        FileError: if files cannot be written in the folder.
-    """
-    probe = folder / ".writable"
-    store.write_text(probe, "")
-    probe.unlink()
-
-
 def provenance() -> dict[str, Any]:
     """Command, commit and versions of this process."""
     return {"command": shlex.join(["bgwork", *sys.argv[1:]]), "commit": commit(), "versions": versions()}

@@ -6,12 +6,13 @@ old file or the new one. Reading never executes code from the file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,24 @@ class FileError(ValueError):
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary path)` and rename the result to `path`.
+    """Call `write(temporary path)` and rename the result to `path`; if that fails, folders made for it are removed again.
 
     Raises:
         FileError: if the folder cannot be made or written.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise FileError(f"cannot write in {path.parent}: {error.strerror or error}; choose another output folder") from error
-    temporary = Path(name)
+    with _no_folders_left_empty(path.parent):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+            os.close(handle)
+        except OSError as error:
+            raise FileError(f"cannot write in {path.parent}: {error.strerror or error}; choose another output folder") from error
+        _replaced(path, Path(name), write)
+
+
+def _replaced(path: Path, temporary: Path, write: Callable[[Path], None]) -> None:
+    """The rest of `write_atomically`, once there is a temporary file."""
     try:
         write(temporary)
         with temporary.open("rb") as stream:
@@ -60,6 +66,33 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _no_folders_left_empty(folder: Path) -> Iterator[None]:
+    """Removes, at the end, the folder and those above it that were not there at the beginning and have nothing in them."""
+    missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]  # unlike Path.exists never raises
+    try:
+        yield
+    finally:
+        for each in missing:
+            with contextlib.suppress(OSError):  # what holds a file stays, and so does what never came to be
+                each.rmdir()
+
+
+def ensure_writable(folder: Path) -> None:
+    """Fail before the work rather than after it; nothing of the attempt stays behind.
+
+    Raises:
+        FileError: if files cannot be written in the folder.
+    """
+    probe = Path(folder) / ".writable"
+    with _no_folders_left_empty(probe.parent):
+        try:
+            write_text(probe, "")
+        finally:
+            with contextlib.suppress(OSError):  # there is none where it could not be written
+                probe.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

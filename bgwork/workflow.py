@@ -44,7 +44,7 @@ def show_systems(systems: Sequence[System]) -> None:
 def reference(system: System, n: int, *, seed: int, folder: Path | None = None) -> None:
     """Generate reference data, show the checks, and save if they passed."""
     folder = folder or data_of(system.name).parent
-    runs.ensure_writable(folder)
+    store.ensure_writable(folder)
     with terminal.progress(f"Reference {system.name}") as tick:
         made = reference_data.generate(system, n, seed=seed, progress=tick)
     save_reference(made, system, folder)
@@ -54,7 +54,7 @@ def reference_from(system: System, trajectory: Path, *, frame_time: float, tempe
                    folder: Path | None = None) -> None:
     """Take over a user's own trajectory as reference data, show the checks, and save if they passed."""
     folder = folder or data_of(system.name).parent
-    runs.ensure_writable(folder)
+    store.ensure_writable(folder)
     made = from_trajectory(system, trajectory, frame_time=frame_time, temperature=temperature, top=top)
     save_reference(made, system, folder)
 
@@ -182,7 +182,7 @@ def with_generator(source: str, recipe: str | None) -> str:
 
 def sample(run: Drawing, *, accept: Collection[Density]) -> WeightedSamples:
     """Draw, weigh and store."""
-    runs.ensure_writable(run.folder)
+    store.ensure_writable(run.folder)
     with terminal.progress(f"Sampling {run.system.name}") as tick:
         samples = runs.draw(run, progress=tick, note=terminal.note)
     weighted = runs.finish(run, samples, accept=accept)
@@ -234,7 +234,7 @@ def chain_baselines(folder: Path, *, chains: int, seed: int) -> None:
     if record is None or not record.spent:
         raise runs.RunError(f"the training behind {folder} counted no evaluations of the energy (it learned from data, or its generator is "
                             "gone), so chains have no budget to keep to; give a run of a generator learned from the energy alone")
-    runs.ensure_writable(folder)
+    store.ensure_writable(folder)
     system, asked = load_system(settings["system"]), Chains(budget=record.spent, chains=chains, seed=seed)
     made_for = runs.weighted_samples(folder, system=system).proposal.origin.config_hash
     terminal.note(f"chains of {asked.budget:,} evaluations, twice, and parts of it")

@@ -19,6 +19,12 @@ def same_weights() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch) -> None:
+    """Kernels are fitted anew wherever a test asks for them, whatever lies in the home folder; tests/test_widths.py undoes this."""
+    monkeypatch.setattr("bgwork.recipes.widths.FittedWidths.of", lambda self, inputs, fit: fit())
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> Toy:
     """The toy system in a working directory of its own."""

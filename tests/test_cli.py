@@ -135,9 +135,28 @@ def test_reference_data_pass_through_estimate_and_report(toy):
     assert json.loads((folder / "report.json").read_text())["log_z"] is None
 
 
-def test_reference_data_that_fail_a_check_are_not_saved(toy):
-    refused(call("reference", "toy", "-n", "40"), "R-hat")
-    assert not files(toy.root / "runs")
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("there", [(), ("runs",), ("runs", "runs/toy/reference/notes.txt")], ids=str)
+@pytest.mark.parametrize(("n", "stopped", "code", "word"), [
+    ("40", None, 2, "R-hat"), ("5", None, 2, "at least 8"), ("0", None, 2, "positive"),
+    ("4000", "bgwork.reference.generate", 130, "interrupted"), ("4000", "bgwork.store.os.fsync", 130, "interrupted"),
+    ("4000", "bgwork.store.os.replace", 130, "interrupted"),
+])
+def test_reference_data_that_are_not_saved_leave_nothing(toy, monkeypatch, there, n, stopped, code, word):
+    """Refused for their checks or their number, or interrupted at any stage: the working directory is as it was."""
+    for name in there:
+        path = toy.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine") if path.suffix else path.mkdir()
+    before = sorted(toy.root.rglob("*")), files(toy.root)
+    if stopped:
+        monkeypatch.setattr(stopped, interrupt)
+    result = call("reference", "toy", "-n", n)
+    assert result.exit_code == code and word in result.stderr, (result.output, result.exception)
+    assert (sorted(toy.root.rglob("*")), files(toy.root)) == before
 
 
 def test_systems_lists_what_there_is(toy):

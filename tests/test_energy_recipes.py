@@ -9,7 +9,7 @@ import torch
 from exact_diffusions import velocity
 from oracles import GaussianOracle
 
-from bgwork import figures, store
+from bgwork import figures_learning, store
 from bgwork.generators import load_trained
 from bgwork.learning import training_record
 from bgwork.objectives.bootstrap import data_from, resampled
@@ -139,7 +139,7 @@ def test_a_polish_counts_from_the_very_beginning_where_no_data_stand_behind_it(t
     record = record_of(job)
     assert record.spent == 920 and record.is_curve and [asked for asked, *_ in record.quantiles] == [840, 880, 920]
     assert all(low < middle < high for _, low, middle, high in record.quantiles)
-    left, right = figures.learning(record, None).axes
+    left, right = figures_learning.learning(record, None).axes
     assert left.lines[0].get_xdata().tolist() == right.lines[0].get_xdata().tolist() == [840, 880, 920]
     assert not record_of(start).is_curve and record_of(start).spent == 800
     assert record_of(polished(toy, "bootstrap", share=0.5, **grid)) is None, "nobody knows what the data cost"

@@ -22,6 +22,7 @@ from bgwork.figures_molecular import (
     surfaces,
     torsion_profile,
 )
+from bgwork.pareto import unseen_weight
 from bgwork.records import WeightedSamples
 from bgwork.reweighting import normalised_weights, weigh
 from bgwork.system import System, load_system
@@ -81,6 +82,15 @@ def test_profile_draws_the_records(system, sets):
         np.testing.assert_allclose(y[finite], (profile.value - profile.value.min())[profile.value < math.inf])
         assert np.isnan(y[~finite]).all()
     assert len(axes.collections) == 2 * len(curves)
+
+
+def test_a_profile_whose_error_is_infinite_has_no_band_and_says_so(system, sets):
+    heavy = generated(system, 300, noise=5.0)
+    assert unseen_weight(heavy) == math.inf
+    axes = torsion_profile(profiles(sample_sets(heavy, None), residues(system.topology)[0])).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["generated, raw", "reweighted (no band: infinite)"]
+    assert [len(band.get_paths()) > 0 for band in axes.collections] == [True, True, False, False]
+    assert np.isfinite(axes.get_ylim()).all()
 
 
 def test_bond_lengths_and_the_words_beside_them(system, sets):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+import warnings
 from dataclasses import replace
 from html import escape
 
@@ -16,9 +18,10 @@ from oracles import GaussianOracle, chains, propose
 from scipy import stats
 
 from bgwork import figures, page, tables
+from bgwork.pareto import unseen_weight
 from bgwork.records import Density, Estimate, Origin, Proposal, WeightedSamples
 from bgwork.report import kept_report, pictures, write_report
-from bgwork.reweighting import normalised_weights, resample, weigh
+from bgwork.reweighting import average, normalised_weights, resample, weigh
 from bgwork.samplers.diagnosis import ReferenceSet
 from bgwork.samplers.diagnostics import diagnose, to_json_dict
 from bgwork.spaces import Euclidean
@@ -51,14 +54,14 @@ def test_reweighted_histogram_is_the_target_within_its_error_bars():
     z = []
     for seed in range(20):
         weighted = weighted_gaussian(2000, seed=seed)
-        found = figures.histogram(weighted.x[..., 0], normalised_weights(weighted), edges, None)
+        found = figures.histogram(weighted.x[..., 0], normalised_weights(weighted), edges, group=None, unseen=0.0)
         z.append((found.density - expected) / found.stderr)
     assert np.abs(z).max() < 4.5 and 0.9 < np.std(z) < 1.1
 
 
 def test_histogram_of_several_values_is_their_mixture():
     values = torch.tensor([[0.5, 1.5], [0.5, 0.5]], dtype=torch.float64)
-    found = figures.histogram(values, torch.tensor([0.25, 0.75], dtype=torch.float64), np.array([0.0, 1.0, 3.0]), None)
+    found = figures.histogram(values, torch.tensor([0.25, 0.75], dtype=torch.float64), np.array([0.0, 1.0, 3.0]), group=None, unseen=0.0)
     np.testing.assert_allclose(found.density, [0.875, 0.0625])
 
 
@@ -66,8 +69,48 @@ def test_error_bars_of_the_histogram_grow_with_correlation():
     proposal = chains(GaussianOracle(space=PLANE), 50, 40, memory=0.95, seed=0)
     p = torch.full((2000,), 1 / 2000, dtype=torch.float64)
     edges = np.linspace(-1, 1, 5)
-    grouped, independent = (figures.histogram(proposal.x[..., 0], p, edges, group).stderr for group in (proposal.group, None))
+    grouped, independent = (
+        figures.histogram(proposal.x[..., 0], p, edges, group=group, unseen=0.0).stderr for group in (proposal.group, None))
     assert (grouped > 1.5 * independent).all()
+
+
+def test_error_bars_of_the_histogram_are_those_of_averages():
+    """Each bin's is that of the average of its indicator, with the weight that the tail has not shown."""
+    weighted, edges = weighted_gaussian(300, seed=0, std=0.8), np.linspace(-2, 2, 9)
+    unseen, x = unseen_weight(weighted), weighted.x[:, 0, 0]
+    assert 0.01 < unseen < math.inf
+    drawn = figures.histogram(x, normalised_weights(weighted), edges, group=None, unseen=unseen)
+    for k, (low, high) in enumerate(itertools.pairwise(edges)):
+        share = average(weighted, ((x >= low) & (x < high)).double())
+        assert drawn.density[k] * (high - low) == pytest.approx(share.value)
+        assert drawn.stderr[k] * (high - low) == pytest.approx(share.stderr)
+
+
+def with_tail(weighted: WeightedSamples, k: float) -> WeightedSamples:
+    """The samples with Pareto weights of shape k, whatever the energy: log w = k times a standard exponential variable."""
+    log_w = k * torch.empty(len(weighted), dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(5))
+    return replace(weighted, u=-weighted.proposal.log_q - log_w)
+
+
+@pytest.mark.parametrize(("k", "endless"), [(3.0, True), (0.1, False)])
+def test_infinite_error_bars_are_not_drawn_and_the_legend_says_so(tmp_path, k, endless):
+    """Also of populations and of the growth with N; no axis becomes infinite, and nothing warns (warnings are errors here)."""
+    weighted = with_tail(weighted_gaussian(400, seed=1), k)
+    assert (unseen_weight(weighted) == math.inf) == endless
+    ours = {"left": average(weighted, (weighted.x[:, 0, 0] < 0).double())}
+    drawn = [figures.energies(weighted, None), figures.geometry(weighted, None, length_unit="1"), figures.populations(ours, {}),
+             figures.growth(weighted)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k, figure in enumerate(drawn):
+            figure.savefig(tmp_path / f"{k}.png")
+            assert all(np.isfinite([*axes.get_xlim(), *axes.get_ylim()]).all() for axes in figure.axes)
+    for figure in drawn[:3]:
+        (legend,) = figure.legends
+        (said,) = (text.get_text() for text in legend.get_texts() if "reweighted" in text.get_text())
+        assert said == f"reweighted ({'no finite stderr where no bar' if endless else '1 stderr'})"
+        (bars,) = figure.axes[0].containers[-1].lines[2]
+        assert any(len(bar) == 2 and np.ptp(bar[:, 1]) > 0 for bar in bars.get_segments()) == (not endless)
 
 
 @pytest.mark.parametrize(("value", "stderr", "text"), [

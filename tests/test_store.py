@@ -84,6 +84,37 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_failing_write_removes_the_folders_made_for_it_and_no_others(tmp_path, error):
+    (tmp_path / "mine").mkdir()
+
+    def write(temporary):
+        raise error
+
+    with pytest.raises((RuntimeError, KeyboardInterrupt, store.FileError)):
+        store.write_atomically(tmp_path / "mine" / "new" / "newer" / "a.txt", write)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_folders_stay_if_something_else_came_to_lie_in_them(tmp_path):
+    def write(temporary):
+        (temporary.parent.parent / "theirs.txt").write_text("of another process")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        store.write_atomically(tmp_path / "new" / "newer" / "a.txt", write)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "theirs.txt"]
+
+
+def test_trying_whether_a_folder_can_be_written_leaves_nothing(tmp_path):
+    store.ensure_writable(tmp_path / "new" / "newer")
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(store.FileError, match="choose another output folder"):
+        store.ensure_writable(tmp_path / "file" / "below")
+    assert os.listdir(tmp_path) == ["file"]
+
+
 class Bomb:
     """Unpickling this makes a file."""
 

@@ -18,6 +18,7 @@ from bgwork import store
 from bgwork.protocols import Prior, Sampler
 from bgwork.provenance import commit, tensor_fingerprint, versions
 from bgwork.recipes.sections import FieldSection
+from bgwork.recipes.widths import FittedWidths
 from bgwork.records import Origin
 from bgwork.reweighting import ess, weigh
 from bgwork.samplers.batches import Progress
@@ -66,6 +67,7 @@ class Trained:
         origin: method, system, fingerprint and commit.
         round_trip: held-out configurations for the certificate of an executed map; None where the system has none.
         tuning: other held-out configurations, which the kernels of path weights are fitted to; None where the system has none.
+        widths: where fitted kernels are kept; None for networks that do not come from a file.
     """
 
     network: nn.Module
@@ -74,6 +76,13 @@ class Trained:
     origin: Origin
     round_trip: Tensor | None = None
     tuning: Tensor | None = None
+    widths: FittedWidths | None = None
+
+    def fitted_once(self, inputs: tuple[Any, ...], fit: Callable[[], Tensor]) -> Tensor:
+        """fit(), or what it gave before for the same inputs and this generator (`FittedWidths.of`)."""
+        if self.widths is None:
+            return fit()
+        return self.widths.of((*inputs, self.prior, self.tuning, self.system.topology, self.system.structure), fit)
 
 
 @dataclass(frozen=True, kw_only=True)

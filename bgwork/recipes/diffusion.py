@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -80,8 +81,16 @@ def of_theory(plain: FieldKernels, trained: Trained, weights: str) -> tuple[Kern
 
 
 def of_data(plain: FieldKernels, trained: Trained, weights: str) -> tuple[Kernels, str]:
-    """Kernels fitted to the configurations that a generator comes with, and how."""
+    """Kernels fitted to the configurations that a generator comes with, once, and how."""
     generator, note = torch.Generator().manual_seed(TUNING_SEED), f"fitted to {len(trained.tuning)} configurations"
     if weights == "directional":
-        return fitted(directional(plain), trained.tuning, generator=generator), f"{JACOBIAN}, {note}"
-    return tuned(plain, trained.tuning, generator=generator), f"widths {note}"
+        theory = directional(plain)
+
+        def fit() -> torch.Tensor:
+            found = fitted(theory, trained.tuning, generator=generator)
+            return torch.stack([found.stretch, found.floor])
+
+        stretch, floor = trained.fitted_once((theory, TUNING_SEED), fit)
+        return replace(theory, stretch=stretch, floor=floor), f"{JACOBIAN}, {note}"
+    std = trained.fitted_once((plain, TUNING_SEED), lambda: tuned(plain, trained.tuning, generator=generator).table.std)
+    return replace(plain, table=replace(plain.table, std=std)), f"widths {note}"

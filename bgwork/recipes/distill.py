@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -172,7 +173,7 @@ class DistillRecipe(Recipe):
         if trained.tuning is None:
             kernels, note = tuned_to_energy(kernels, prior, trained.system.target, **how), "widths fitted to the energy on own paths"
         else:
-            kernels, note = tuned_to_data(kernels, prior, trained.tuning, **how), f"widths fitted to {len(trained.tuning)} configurations"
+            kernels, note = _tuned(kernels, trained, how), f"widths fitted to {len(trained.tuning)} configurations"
         return PathSampler(start=prior, kernels=kernels, origin=trained.origin, on_batch=choice.on_batch, note=note)
 
     def check(self, choice: Choice) -> None:
@@ -187,3 +188,10 @@ class DistillRecipe(Recipe):
         times, prior = stops(choice.steps or self.sampler.steps, power=DENOISING_POWER), trained.prior
         table = velocity_table(LinearInterpolant(), times, prior_std=prior.std, spread=prior.std)
         return denoising_sampler(trained, choice, FieldKernels(space=prior.space, field=trained.network.instantaneous, table=table))
+
+
+def _tuned(kernels: JumpKernels, trained: Trained, how: dict[str, int]) -> JumpKernels:
+    """Jump kernels fitted to the configurations that a generator comes with, once."""
+    shapes = trained.fitted_once(
+        (kernels, tuple(how.items())), lambda: torch.stack(tuned_to_data(kernels, trained.prior, trained.tuning, **how).table.shapes))
+    return replace(kernels, table=kernels.table.with_shapes(shapes))

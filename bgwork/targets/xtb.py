@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bgwork import units
+from bgwork.provenance import cache_folder
 from bgwork.spaces import Space
 from bgwork.targets.counting import CountedTarget
 from bgwork.targets.outside import OutsideEnergy
@@ -179,5 +179,5 @@ class EnergyCache:
 
 
 def default_cache(name: str) -> Path:
-    """Where energies of a system are kept: $BGWORK_CACHE, or ~/.cache/bgwork."""
-    return Path(os.environ.get("BGWORK_CACHE") or Path.home() / ".cache" / "bgwork") / f"{name}.sqlite"
+    """File in which energies of a system are kept."""
+    return cache_folder() / f"{name}.sqlite"

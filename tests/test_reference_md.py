@@ -1,0 +1,168 @@
+"""Metadynamics with its cross-check, end to end on alanine dipeptide, too short to converge: what holds of any run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import call, files, refused
+
+from bgwork import reference_md
+from bgwork.records import MOVED, RESAMPLED, Density, WeightedSamples
+from bgwork.reference import generate
+from bgwork.reference_checks import ReferenceError, ReferenceRun
+from bgwork.reweighting import normalised_weights, weigh
+from bgwork.samplers.metadynamics import BiasRun
+from bgwork.system import System, load_system
+from bgwork.targets.openmm import OpenMMTarget
+
+TINY = {"chains": 4, "burn_in": 100, "thin": 20, "surplus": 2, "decorrelation": 5, "filling": 30_000, "temperatures": [300.0, 400.0],
+        "exchange": 20, "exchanges": 20, "ladders": 4, "level": 1.2}  # low hills leave little to cut
+N = 42  # no multiple of the walkers
+COMPARED = ("u", "virial", "phi_positive", "phi_cos", "phi_sin", "psi_cos", "psi_sin", "radius_of_gyration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A run, and what passed between its steps."""
+
+    system: System
+    run: ReferenceRun
+    filled: BiasRun
+    walkers: WeightedSamples
+    told: list[str]
+
+
+def tiny(**settings: object) -> System:
+    system = load_system("ala2-vacuum")
+    return replace(system, reference=system.reference.model_copy(update=TINY | settings))
+
+
+@pytest.fixture(scope="module")
+def made() -> Watched:
+    seen: dict = {}
+    told: list[str] = []
+
+    def watch(name: str, step: object) -> object:
+        def watched(*args: object, **settings: object) -> object:
+            seen[name] = args, step(*args, **settings)
+            return seen[name][1]
+        return watched
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("build_bias", "equilibrium"):
+            patch.setattr(reference_md, name, watch(name, getattr(reference_md, name)))
+        run = generate(tiny(), N, seed=3, progress=lambda done, total, text: told.append(text))
+    return Watched(system=tiny(), run=run, filled=seen["build_bias"][1], walkers=seen["equilibrium"][0][0], told=told)
+
+
+def test_walkers_weigh_the_bias_that_they_ran_under(made):
+    """log w = V/kT with the bias capped and frozen, evaluated here by an OpenMM System of its own."""
+    target, settings = made.system.target, made.system.reference
+    biased = target.system()
+    biased.addForce(made.filled.bias.capped(settings.level * target.kT).force())
+    v = OpenMMTarget(biased, space=target.space, kT=target.kT).u(made.walkers.x) - target.u(made.walkers.x)
+    torch.testing.assert_close(made.walkers.log_w, v, rtol=0, atol=1e-6)
+    cap = made.filled.bias.table.max() / target.kT - settings.level
+    assert v.std() > 0.1 and (v > cap - 0.01).any(), "a bias that is equal everywhere, or cut nowhere, would prove nothing"
+    assert made.walkers.proposal.group.tolist() == [k % 4 for k in range(2 * N)]
+
+
+def test_the_set_descends_from_walkers_by_weight(made):
+    proposal, walkers = made.run.proposal, made.walkers
+    assert len(proposal) == N and proposal.density is Density.UNNORMALISED and proposal.resampled
+    assert proposal.group.tolist() == (proposal.ancestor % 4).tolist() and set(proposal.ancestor.tolist()) <= set(range(len(walkers)))
+    torch.testing.assert_close(-proposal.log_q, made.system.target.u(proposal.x), rtol=0, atol=1e-9)
+    first, second = proposal.origin.edits
+    assert first == f"{RESAMPLED}{N} of {2 * N} rows" and second.startswith(f"{MOVED}5 steps of Hamiltonian Monte Carlo, ")
+    moved = (proposal.x - walkers.x[proposal.ancestor]).abs().amax((1, 2)) > 1e-9
+    assert f"{moved.double().mean().item():.2f} accepted" in second
+    assert (proposal.origin.system, proposal.origin.seed, proposal.origin.method) == ("ala2-vacuum", 3, "biased-md")
+
+
+def test_many_rows_show_the_weights_that_they_were_drawn_by(made):
+    """The weights here are nearly equal, so they are made uneven first."""
+    uneven = torch.linspace(0.0, 3.0, len(made.walkers), dtype=torch.float64)
+    proposal = replace(made.walkers.proposal, log_q=made.walkers.proposal.log_q - uneven)
+    walkers, n = weigh(proposal, made.system.target), 3000
+    settings, target = made.system.reference.model_copy(update={"decorrelation": 1}), made.system.target
+    drawn = reference_md.equilibrium(walkers, target, n, settings, generator=torch.Generator().manual_seed(0)).ancestor
+    p = normalised_weights(walkers)
+    mean = p @ uneven
+    stderr = (p @ (uneven - mean).square() / n).sqrt()
+    assert (uneven[drawn].mean() - mean).abs() < 4 * stderr and (uneven.mean() - mean).abs() > 20 * stderr
+
+
+def test_estimates_are_those_of_the_weighted_walkers(made):
+    p, found = normalised_weights(made.walkers), made.run.estimates
+    x, target = made.walkers.x, made.system.target
+    assert found["u"].value == pytest.approx((p @ target.u(x)).item(), abs=1e-9)
+    assert found["virial"].value == pytest.approx((p @ (x * target.u_and_grad(x)[1]).sum((1, 2))).item(), abs=1e-6)
+    assert found["phi_cos"].value == pytest.approx((p @ made.system.functions["phi_cos"](x)).item(), abs=1e-9)
+    assert {name for name in found if not name.startswith("delta_f")} == set(COMPARED)
+
+
+def test_every_check_is_there_and_compares_what_it_says(made):
+    checks = {c.name: c for c in made.run.checks}
+    methods = [f"standard error of Delta F(phi) by {method}, kT" for method in ("metadynamics", "replica exchange")]
+    pairs = [[f"metadynamics and replica exchange agree on {name}", f"the resampled set agrees on {name}"] for name in COMPARED]
+    assert list(checks)[0].startswith("virial") and list(checks)[1:3] == methods
+    assert list(checks)[3:-1] == [f"{name}, difference in standard errors" for pair in pairs for name in pair]
+    assert list(checks)[-1] == "share of configurations with inverted centres" and checks[list(checks)[-1]].limit == 1 / N
+    exchange = made.run.made["cross_check"]["estimates"]
+    for name in COMPARED:
+        ours, theirs = made.run.estimates[name], exchange[name]
+        apart = checks[f"metadynamics and replica exchange agree on {name}, difference in standard errors"]
+        assert apart.value == pytest.approx(abs(ours.z(theirs))) and apart.limit == (3.0 if name == "phi_positive" else 4.0)
+    virial = made.run.estimates["virial"]
+    assert next(iter(checks.values())).value == pytest.approx(abs(virial.value - 63) / virial.stderr)
+
+
+def test_a_basin_that_was_never_reached_fails(made):
+    """30 ps from the extended basin: neither method has anything to say about Delta F(phi)."""
+    failed = [c.name for c in made.run.checks if not c.passed]
+    assert "standard error of Delta F(phi) by metadynamics, kT" in failed and "delta_f_phi" not in made.run.estimates
+    assert made.run.estimates["phi_positive"].value == 0
+
+
+def test_how_it_was_made_is_told(made):
+    record = made.run.made
+    assert (record["system"], record["n"], record["seed"], record["chains"]) == ("ala2-vacuum", N, 3, 4)
+    assert record["settings"] == made.system.reference.model_dump() and record["cost"] == asdict(made.run.proposal.cost)
+    assert "exchanges accepted between neighbours" in record["cross_check"]["note"]
+    stages = ["metadynamics", "walker 1 of 4", "walker 4 of 4", "replica exchange, ladder 1 of 4", "replica exchange, ladder 4 of 4",
+              "decorrelating"]
+    assert [text for text in dict.fromkeys(made.told) if text in stages] == stages
+
+
+def test_same_seed_same_numbers(made):
+    quick = tiny(filling=2000, burn_in=20, exchanges=5)
+    a, b, c = (generate(quick, 16, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(a.proposal.x, b.proposal.x) and torch.equal(a.proposal.ancestor, b.proposal.ancestor)
+    assert a.made["cross_check"] == b.made["cross_check"] and [str(x) for x in a.checks] == [str(x) for x in b.checks]
+    assert not torch.equal(a.proposal.x, c.proposal.x) and a.made["cross_check"] != c.made["cross_check"]
+
+
+def test_too_few_configurations_are_refused_before_any_work(monkeypatch):
+    monkeypatch.delattr(reference_md, "build_bias")
+    with pytest.raises(ReferenceError, match="15 configurations are too few to compare 4 walkers; ask for at least 16"):
+        generate(tiny(), 15, seed=0)
+
+
+def test_the_command_refuses_to_save_what_did_not_converge(tmp_path, monkeypatch):
+    """Exit code 2, the checks that failed, and not a file or folder more than before."""
+    folder = tmp_path / "systems" / "ala2-vacuum"
+    shutil.copytree(load_system("ala2-vacuum").path, folder, ignore=shutil.ignore_patterns("generators", "*.npz"))
+    text = (folder / "system.toml").read_text()
+    assert text.rstrip().endswith('sampler = "metadynamics"')
+    (folder / "system.toml").write_text(text + "".join(f"{name} = {value}\n" for name, value in TINY.items()))
+    monkeypatch.chdir(tmp_path)
+    before = files(tmp_path)
+    result = call("reference", "ala2-vacuum", "-n", str(N))
+    refused(result, "not saved", "standard error of Delta F(phi) by metadynamics", "ask for more samples")
+    assert "FAILED" in result.stdout and f"Checks of {N} reference samples of ala2-vacuum" in result.stdout
+    refused(call("reference", "ala2-vacuum", "-n", "15"), "15", "at least 16")
+    assert files(tmp_path) == before and not Path("runs").exists()
