@@ -95,9 +95,14 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
                    minutes=minutes_behind(path), forward=forward_of(system, sampler, weighted))
 
 
+def has_reference(system: System) -> bool:
+    """Whether there is anything to compare samples with; ala2-torsions has none."""
+    return (system.path / "reference.npz").exists()
+
+
 def forward_of(system: System, sampler: Sampler, weighted: WeightedSamples) -> Estimate | None:
-    """Forward ESS on held-out reference samples; None for a density that its certificate does not vouch for, or without overlap."""
-    if weighted.proposal.density not in (Density.EXACT, Density.PATH):
+    """Forward ESS on held-out reference samples; None for a density that its certificate does not vouch for, without overlap or samples."""
+    if weighted.proposal.density not in (Density.EXACT, Density.PATH) or not has_reference(system):
         return None
     reference = held_out(system, HELD_OUT)
     try:
@@ -247,10 +252,10 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
     if options.as_long and not options.no_chains:
         long = chain_pool(system, gradients_in(pools), options, (1.0,))
         pools.append(replace(long, method=f"{long.method}, longer"))
-    rows = list(floors(system, options))
+    rows = list(floors(system, options)) if has_reference(system) else []
     for pool in pools:
         common = {"system": name, "method": pool.method, "evaluations": pool.evaluations, "n": len(pool.weighted), "seed": options.seed}
-        rows += [*of_weights(system, pool, common), *compared(system, pool, options, common)]
+        rows += [*of_weights(system, pool, common), *(compared(system, pool, options, common) if has_reference(system) else [])]
     return rows
 
 
