@@ -1,27 +1,54 @@
 """One table of what every sampler must do: an honest proposal, the same numbers for the same seed, proper weights, clear refusals."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 from oracles import GaussianOracle
+from scipy.special import i0, i1
 from simple_fields import Linear, exploding, randomise
 
+from bgwork.curved import Sphere
+from bgwork.fields.ambient import AmbientDrifts
 from bgwork.fields.egnn import EGNN
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
-from bgwork.priors import Gaussian
+from bgwork.fields.torus import TorusMLP
+from bgwork.priors import Gaussian, Uniform
 from bgwork.protocols import HasLogProb, Sampler
 from bgwork.records import Density, Origin
 from bgwork.samplers.flow import Flow
+from bgwork.samplers.geodesic_flow import CurrentVelocity, GeodesicFlow
 from bgwork.samplers.integrators import Grid
 from bgwork.samplers.mcmc import HMC, ParallelTempering
 from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow, HutchinsonFlow, SolverError, predicted_damage
-from bgwork.spaces import Euclidean, MeanFree
+from bgwork.samplers.torus_flow import TorusFlow
+from bgwork.spaces import Euclidean, MeanFree, Torus
 
 LINE, PLANE, DW4 = Euclidean(n=1, d=1), Euclidean(n=1, d=2), MeanFree(n=4, d=2)
+SPHERE, TORUS = Sphere(n=1, d=3), Torus(n=1, d=2)
 ORIGIN = Origin(method="test", system="oracle")
-TARGETS = {PLANE: GaussianOracle(space=PLANE), DW4: GaussianOracle(space=DW4)}
+
+
+class Oracle(NamedTuple):
+    """An energy with its log Z and mean."""
+
+    u: Callable[[torch.Tensor], torch.Tensor]
+    log_z: float
+    mean_u: float
+
+
+def gaussian(space):
+    target = GaussianOracle(space=space)
+    return Oracle(target.u, target.log_z, space.dim / 2)
+
+
+TARGETS = {
+    PLANE: gaussian(PLANE), DW4: gaussian(DW4),
+    SPHERE: Oracle(lambda x: -x[:, 0, 2], math.log(4 * math.pi * math.sinh(1)), 1 - 1 / math.tanh(1)),  # von Mises and Fisher
+    TORUS: Oracle(lambda x: -x.cos().sum((1, 2)), 2 * math.log(2 * math.pi * i0(1)), -2 * i1(1) / i0(1))}
 
 
 def mlp():
@@ -39,6 +66,20 @@ def two_hops():
     return randomise(MultiHop(4, 2, MultiHopConfig(hidden=8, message=6, vectors=4, node_hidden=10, n_basis=6)), size=0.3)
 
 
+def periodic():
+    torch.manual_seed(0)
+    field = TorusMLP(1, 2, hidden=16, depth=2)
+    torch.nn.init.normal_(field.last.weight, std=0.3)
+    return field.double()
+
+
+def drifting():
+    torch.manual_seed(0)
+    drifts = AmbientDrifts(SPHERE, hidden=16, depth=2)
+    torch.nn.init.normal_(drifts.last.weight, std=0.3)
+    return CurrentVelocity(drifts, SPHERE)
+
+
 def generated(kind, space, field, **options):
     return kind(prior=Gaussian(space=space, std=1.3), field=field(), origin=ORIGIN, **options)
 
@@ -52,6 +93,9 @@ def chain(kind, **options):
 GENERATORS = {
     "executed map, mlp": lambda **o: generated(Flow, PLANE, mlp, grid=Grid(steps=3), **o),
     "executed map, two hops": lambda **o: generated(Flow, DW4, two_hops, grid=Grid(integrator="heun", steps=3), **o),
+    "executed map, geodesics": lambda **o: GeodesicFlow(
+        prior=Uniform(space=SPHERE), field=drifting(), origin=ORIGIN, times=(0.0, 0.5, 1.0), **o),
+    "executed map, torus": lambda **o: TorusFlow(prior=Uniform(space=TORUS), field=periodic(), origin=ORIGIN, grid=Grid(steps=3), **o),
     "divergence integral, mlp": lambda **o: generated(ContinuousFlow, PLANE, mlp, grid=Grid(integrator="rk4", steps=6), **o),
     "divergence integral, egnn": lambda **o: generated(ContinuousFlow, DW4, egnn, grid=Grid(steps=6), **o),
     "adaptive, mlp": lambda **o: generated(AdaptiveFlow, PLANE, mlp, **o),
@@ -144,7 +188,7 @@ def z_score(sampler, n=3000):
     target = TARGETS[sampler.space]
     proposal = sampler.sample(n, generator=seed(5))
     w = torch.exp(-target.u(proposal.x) - proposal.log_q - target.log_z)
-    z_f = (w * target.u(proposal.x) - sampler.space.dim / 2).mean() / ((w * target.u(proposal.x)).std() / math.sqrt(n))
+    z_f = (w * target.u(proposal.x) - target.mean_u).mean() / ((w * target.u(proposal.x)).std() / math.sqrt(n))
     z = (w.mean() - 1) / (w.std() / math.sqrt(n))
     return z.item(), z_f.item(), (w.sum().square() / w.square().sum() / n).item()
 
