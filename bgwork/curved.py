@@ -62,6 +62,16 @@ class ConstantCurvature(Space):
         """s times the distance of each pair of points, [B, n]."""
 
     @abc.abstractmethod
+    def radius(self, x: Tensor) -> Tensor:
+        """s sqrt|<x, x>|, [B, n, 1]: 1 on the space; NaN at ambient points that are no positive multiple of a point of the space."""
+
+    @abc.abstractmethod
+    def in_frames(self, x: Tensor, y: Tensor, linear: Tensor) -> Tensor:
+        """A linear map of ambient vectors [B, nd, nd] in orthonormal bases of tangent and normal space, at x where it starts and y where
+        it ends; the bases have one orientation, so that the determinant stays.
+        """
+
+    @abc.abstractmethod
     def sine_ratio(self, angle: Tensor) -> Tensor:
         """sin(angle)/angle if the curvature is positive, sinh(angle)/angle if negative; 1 at 0."""
 
@@ -131,6 +141,12 @@ class Sphere(ConstantCurvature):
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(-1)
 
+    def radius(self, x: Tensor) -> Tensor:
+        return self.scale * x.norm(dim=-1, keepdim=True)
+
+    def in_frames(self, x: Tensor, y: Tensor, linear: Tensor) -> Tensor:
+        return linear  # the ambient basis is orthonormal
+
     def angle(self, x: Tensor, y: Tensor) -> Tensor:
         return 2 * torch.atan2((x - y).norm(dim=-1), (x + y).norm(dim=-1))
 
@@ -186,6 +202,21 @@ class Hyperboloid(ConstantCurvature):
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         return (a[..., 1:] * b[..., 1:]).sum(-1) - a[..., 0] * b[..., 0]
+
+    def radius(self, x: Tensor) -> Tensor:
+        return self.scale * torch.where(x[..., 0] > 0, -self.inner(x, x), torch.nan).sqrt()[..., None]
+
+    def in_frames(self, x: Tensor, y: Tensor, linear: Tensor) -> Tensor:
+        shape = (len(x), self.n, self.d, self.n, self.d)
+        flip = torch.ones(self.d, dtype=x.dtype, device=x.device)
+        flip[0] = -1
+        back = flip[:, None] * self._boost(y).mT * flip  # a boost's inverse is its adjoint in the ambient product
+        return torch.einsum("biap,bipjq,bjqc->biajc", back, linear.view(shape), self._boost(x)).reshape_as(linear)
+
+    def _boost(self, x: Tensor) -> Tensor:
+        """[B, n, d, d]: the linear isometry of the ambient space that carries the origin to x, and vectors there by transport."""
+        basis = torch.eye(self.d, dtype=x.dtype, device=x.device)[1:, None, None].expand(-1, len(x), self.n, -1)
+        return torch.stack([self.scale * x, *self.lift(x, basis)], -1)
 
     def angle(self, x: Tensor, y: Tensor) -> Tensor:
         """2 arsinh(s |x - y| / 2), the difference of x_0 taken from that of the other coordinates, which keeps its digits."""

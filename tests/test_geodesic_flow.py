@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from curved_walks import prior_of
+from curved_walks import TARGETS, prior_of
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from bgwork.curved import ConstantCurvature, Hyperboloid, Sphere
 from bgwork.fields.ambient import AmbientDrifts
 from bgwork.generators import generator_path, load_trained
+from bgwork.priors import Gaussian
 from bgwork.recipes import Choice
 from bgwork.records import Density, Origin
 from bgwork.reweighting import ess, expectation, log_z, weigh
-from bgwork.samplers.geodesic_flow import CurrentVelocity, GeodesicFlow, shoot
+from bgwork.samplers.geodesic_flow import CurrentVelocity, GeodesicFlow, GeodesicStep, shoot
+from bgwork.samplers.inverse import invert_step
+from bgwork.spaces import Euclidean
 from bgwork.system import load_system
 
 SPACES = (Sphere(n=1, d=3), Sphere(n=1, d=5, curvature=0.5), Sphere(n=2, d=3, curvature=4.0), Hyperboloid(n=1, d=3),
@@ -52,8 +56,8 @@ def frame(space: ConstantCurvature, x: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def log_det_by_differences(flow: GeodesicFlow, x: Tensor, *, step: float = 1e-5) -> float:
-    """log|det dT| at x [n, d] in orthonormal frames at x and T(x), by central differences along geodesics."""
+def by_differences(flow: GeodesicFlow, x: Tensor, *, step: float = 1e-5) -> Tensor:
+    """dT at x [n, d] in orthonormal frames at x and T(x) [dim, dim], by central differences along geodesics."""
     space, y = flow.space, flow.forward(x[None])[0]
     columns = []
     for e in frame(space, x):
@@ -62,7 +66,7 @@ def log_det_by_differences(flow: GeodesicFlow, x: Tensor, *, step: float = 1e-5)
         columns.append(torch.stack([space.inner(f, moved).sum() for f in frame(space, y)]))
     matrix = torch.stack(columns, 1)
     assert matrix.shape == (space.dim, space.dim)
-    return torch.linalg.slogdet(matrix)[1].item()
+    return matrix
 
 
 @every_space
@@ -70,10 +74,30 @@ def test_determinant_is_that_of_the_differential_in_orthonormal_frames(space):
     flow = flow_of(space)
     z = draw(flow)
     pushed = flow.push(z)
-    expected = torch.tensor([log_det_by_differences(flow, x) for x in z], dtype=torch.float64)
+    expected = torch.linalg.slogdet(torch.stack([by_differences(flow, x) for x in z]))[1]
     assert pushed.log_det.abs().min() > 1e-3  # a sign mistaken would be seen
     torch.testing.assert_close(pushed.log_det, expected, rtol=0, atol=1e-7)
     assert (pushed.x - space.project(pushed.x)).abs().max() < 1e-12
+
+
+@every_space
+def test_singular_values_are_those_of_the_differential_in_orthonormal_frames(space):
+    """Those of ambient matrices on a hyperboloid are not. The radius, which stays, adds the value 1."""
+    flow = flow_of(space, steps=1)
+    z = draw(flow)
+    expected = torch.linalg.svdvals(torch.stack([by_differences(flow, x) for x in z]))[:, -1]
+    assert (expected < 0.99).any()
+    torch.testing.assert_close(flow.push(z).smallest_singular, expected.clamp_max(1), rtol=0, atol=1e-7)
+
+
+def test_signs_are_those_of_the_orientation():
+    """Of frames that are right-handed together with the outward normal, at both ends."""
+    flow = flow_of(SPACES[0], steps=1, size=4.0)
+    z = draw(flow, 100)
+    pushed, hands = flow.push(z), [torch.stack([torch.linalg.det(torch.cat([frame(SPACES[0], y)[:, 0], y])) for y in points])
+                                   for points in (z, flow.forward(z))]
+    brute = torch.linalg.det(torch.stack([by_differences(flow, x, step=1e-6) for x in z]))
+    assert torch.equal(pushed.sign, torch.sign(brute * hands[0] * hands[1])) and 10 < (pushed.sign < 0).sum() < 90
 
 
 @every_space
@@ -92,6 +116,24 @@ def test_density_integrates_to_one_on_the_sphere():
     q = flow_of(SPACES[0], size=0.3).log_prob(x).exp()
     assert q.max() / q.min() > 2
     assert (q.view(20, 40) * weight[:, None]).sum().item() * (2 * math.pi / 40) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_newton_finds_no_solutions_off_the_hyperboloid():
+    """Beyond the light cone and on the sheet of the past there would be some, with a determinant above zero."""
+    space = SPACES[3]
+    flow = flow_of(space, steps=1)
+    z, (step,) = draw(flow, 200), flow.steps
+    assert torch.isnan(step.with_jacobian(torch.tensor([[[1.0, 2.0, 0.0]], [[-2.0, 0.0, 0.0]]], dtype=torch.float64))[0]).all()
+    nearby = 0
+    outside = (z[..., 1:].square().sum(-1) - 1).clamp_min(0).sqrt() + 0.02
+    for height in (-z[..., 0] + 0.05, outside, z[..., 0] + 1):
+        guess = z.clone()
+        guess[..., 0] = height
+        found, _, _ = invert_step(step.with_jacobian, flow.forward(z), guess, tolerance=torch.full((200,), 1e-10, dtype=torch.float64))
+        found = found[torch.isfinite(found).flatten(1).all(1)]
+        assert (found - space.project(found)).abs().sum() < 1e-6
+        nearby += len(found)
+    assert nearby > 100
 
 
 @every_space
@@ -132,6 +174,48 @@ def test_a_fold_loses_its_label_and_weights_are_refused():
     assert proposal.density is Density.UNCERTIFIED and proposal.certificate.n_negative > 0
     with pytest.raises(ValueError, match="uncertified samples have no proper weights"):
         weigh(proposal, load_system("vmf-s2").target)
+
+
+def ratios(flow: GeodesicFlow, name: str) -> tuple[Tensor, Tensor]:
+    """exp(-u) / (q Z) of samples, which is one on average, and their signs."""
+    target, proposal = TARGETS[name], flow.sample(6000, generator=torch.Generator().manual_seed(5))
+    return torch.exp(-target.u(proposal.x) - proposal.log_q - target.log_z), proposal.sign
+
+
+def away(values: Tensor) -> float:
+    """Of their mean from one, in standard errors."""
+    return ((values.mean() - 1) / (values.std() / len(values) ** 0.5)).item()
+
+
+def test_a_flipped_sign_of_the_log_determinant_is_caught(monkeypatch):
+    flow, right = replace(flow_of(SPACES[0]), batch=1000), GeodesicStep.with_jacobian
+    assert abs(away(ratios(flow, "vMF on S2")[0])) < 4
+    monkeypatch.setattr(GeodesicStep, "with_jacobian", lambda step, x: (right(step, x)[0], torch.linalg.inv(right(step, x)[1])))
+    assert abs(away(ratios(flow, "vMF on S2")[0])) > 6
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"prior": Gaussian(space=Euclidean(n=1, d=3))}, "spheres and hyperbolic spaces, got a prior on Euclidean.*samplers.flow.Flow"),
+    ({"times": (0.0, 0.7, 0.7)}, "increase from 0 to 1"),
+    ({"times": (0.0,)}, "steps must be a positive integer, got 0"),
+    ({"batch": 0}, "positive integer, got 0"),
+])
+def test_impossible_flows_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        replace(flow_of(SPACES[0]), **options)
+
+
+def test_fields_that_do_not_fit_are_refused():
+    flow, generator = flow_of(SPACES[0]), torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match=r"project it with space.tangent\(x, v\)"):
+        replace(flow, field=CurrentVelocity(Normal(), SPACES[0])).sample(2, generator=generator)
+    with pytest.raises(ValueError, match="moves 1 particles in 5 dimensions"):
+        replace(flow, field=flow_of(SPACES[1]).field).sample(2, generator=generator)
+
+
+class Normal(torch.nn.Module):
+    def forward(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
 
 
 def test_current_velocity_of_a_reversible_diffusion_is_zero():

