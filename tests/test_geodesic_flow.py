@@ -118,6 +118,17 @@ def test_density_integrates_to_one_on_the_sphere():
     assert (q.view(20, 40) * weight[:, None]).sum().item() * (2 * math.pi / 40) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_density_integrates_to_one_on_the_hyperbolic_plane():
+    """Gauss-Legendre in the distance from the origin, even in the angle; beyond 3.5 lies nothing that is worth mentioning."""
+    node, weight = (torch.from_numpy(a) for a in leggauss(40))
+    r, angle = 1.75 * (node + 1)[:, None], torch.arange(40, dtype=torch.float64) * (2 * math.pi / 40)
+    x = torch.stack([torch.cosh(r).expand(-1, 40), torch.sinh(r) * angle.cos(), torch.sinh(r) * angle.sin()], -1).reshape(-1, 1, 3)
+    q = replace(flow_of(SPACES[3], steps=2, size=0.1), batch=1600).log_prob(x).exp().view(40, 40)
+    assert (q.amax(1) / q.amin(1)).max() > 1.5
+    area = 1.75 * weight * torch.sinh(r[:, 0]) * (2 * math.pi / 40)
+    assert (q.sum(1) * area).sum().item() == pytest.approx(1.0, abs=1e-4)
+
+
 def test_newton_finds_no_solutions_off_the_hyperboloid():
     """Beyond the light cone and on the sheet of the past there would be some, with a determinant above zero."""
     space = SPACES[3]
