@@ -201,3 +201,17 @@ def test_what_has_no_directions_is_refused():
         directional(replace(kernels, table=replace(kernels.table, posterior=None)))
     with pytest.raises(ValueError, match="not flat"):
         basis_of(Torus(n=1, d=2))
+
+
+def test_draws_depend_on_the_covariance_and_not_on_the_axes_it_is_written_in():
+    """Axes of equal variances may be any, and their signs too: LAPACK's choice must not decide the numbers."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(5, 4, 4, generator=generator, dtype=torch.float64))[0]
+    variances = torch.tensor([0.5, 2.0, 2.0, 2.0], dtype=torch.float64).expand(5, 4)
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[1:, 1:] = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
+    turn[0, 0] = -1
+    mean = torch.zeros(5, 2, 2, dtype=torch.float64)
+    drawn, again = (CovarianceKernel(mean=mean, variances=variances, axes=a).sample(generator=torch.Generator().manual_seed(1))
+                    for a in (axes, axes @ turn))
+    torch.testing.assert_close(drawn, again, rtol=0, atol=1e-12)
