@@ -94,6 +94,8 @@ def test_a_tail_without_mean_has_no_finite_error_bar():
     heavy = next(w for w in (shifted(4.0, 1000, seed) for seed in range(20)) if fit_tail(w.log_w).k >= 1)
     assert log_z(heavy).stderr == expectation(heavy, lambda x: x[:, 0, 0]).stderr == math.inf
     assert expectation(heavy, lambda x: torch.ones(len(x), dtype=torch.float64)).stderr == 0  # an average that cannot be wrong
+    difference = free_energy_difference(heavy, lambda x: x[:, 0, 0] > 1, lambda x: x[:, 0, 0] <= 1)
+    assert math.isfinite(difference.value) and difference.stderr == math.inf
     profile = free_energy_profile(heavy, lambda x: x[:, 0, 0], torch.linspace(-3, 8, 5))
     assert (profile.stderr[torch.isfinite(profile.value)] == math.inf).all()
 
