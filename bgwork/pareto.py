@@ -78,8 +78,8 @@ def unseen_weight(weighted: WeightedSamples) -> float:
     there. tests/test_error_bars.py has the coverage of error bars with it and without.
 
     Returns:
-        m; infinite where k >= 1 (the fitted tail has no mean) or fewer than five of all the weights are positive, zero where weights are
-        equal, were resampled, or are too few for a fit (below 25).
+        m; infinite where k >= 1 (the fitted tail has no mean) or fewer than five of the weights are anything beside the largest, zero where
+        weights are equal, were resampled, are too few for a fit (below 25), or where the largest is that of many.
     Raises:
         ValueError: if no weight is positive.
     """
@@ -88,13 +88,13 @@ def unseen_weight(weighted: WeightedSamples) -> float:
         raise ValueError(NONE_POSITIVE.format(len(log_w)))
     if weighted.proposal.resampled or len(log_w) < FEWEST_TO_FIT or log_w.max() - log_w.min() < EQUAL:
         return 0.0
-    tail = fit_tail(log_w)
+    tail, relative = fit_tail(log_w), (log_w - log_w.max()).exp()
     if tail is None:
-        return 0.0 if (log_w > -math.inf).sum() >= FEWEST_IN_TAIL else math.inf
+        return 0.0 if (relative > torch.finfo(torch.float64).tiny).sum() >= FEWEST_IN_TAIL else math.inf
     if tail.k >= 1:
         return math.inf
     beyond = 1 + max(0.0, (tail.scale + tail.k * (1 - tail.cutoff)) / (1 - tail.k))
-    return beyond / (log_w - log_w.max()).exp().sum().item()
+    return beyond / relative.sum().item()
 
 
 def truncate(weighted: WeightedSamples) -> WeightedSamples:

@@ -102,7 +102,8 @@ def _free_energies(weighted: WeightedSamples, place: Tensor, volume: Tensor) -> 
     """-log(mass / volume) of each bin, its standard error, and the mass in no bin."""
     p = normalised_weights(weighted)
     mass, error = _masses(p, place, len(volume), weighted.proposal.group)
-    error = torch.where(mass > 0, torch.hypot(error, unseen_weight(weighted) * (mass * (1 - mass)).sqrt()), error)  # as weighted_stderr
+    spread = (mass * (1 - mass)).clamp_min(0).sqrt()
+    error = torch.where(spread > 0, torch.hypot(error, unseen_weight(weighted) * spread), error)  # as weighted_stderr
     value = torch.where(mass > 0, -(mass / volume).log(), math.inf)
     return value, torch.where(mass > 0, error / mass, math.nan), p[place < 0].sum().item()
 

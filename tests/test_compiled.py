@@ -135,6 +135,12 @@ def test_samplers_without_jacobians_are_refused():
         find_run("dw4", SampleSettings(n=10, compiled=True), recipe="distill", folder=None)
 
 
+@pytest.mark.parametrize(("system", "name"), [("ala2-torsions", "TorusFlow"), ("vmf-s2", "GeodesicFlow")])
+def test_flows_on_other_spaces_are_refused(system, name):
+    with pytest.raises(ValueError, match=f"a {name} takes no Jacobians.*flat space.*leave out --compiled"):
+        find_run(system, SampleSettings(n=10, weights="density", compiled=True), folder=None)
+
+
 def test_a_missing_compiler_is_noticed_before_any_work(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="leave out --compiled"):

@@ -86,6 +86,10 @@ def test_rules_of_the_unseen():
     assert unseen_weight(weighted.take(torch.arange(24))) == 0 < unseen_weight(weighted.take(torch.arange(100)))
     few = replace(weighted, u=torch.where(torch.arange(1000) < 4, weighted.u, math.inf))
     assert unseen_weight(few) == math.inf == log_z(few).stderr
+    dominated = replace(weighted, u=weighted.u + torch.where(torch.arange(1000) < 4, 0.0, 1e5))  # all positive, but four are everything
+    assert unseen_weight(dominated) == math.inf == log_z(dominated).stderr
+    ties = replace(weighted, u=-weighted.proposal.log_q + (torch.arange(1000) % 2))  # half of them share the largest weight
+    assert unseen_weight(ties) == 0
     with pytest.raises(ValueError, match="none of 1000 weights is positive"):
         unseen_weight(replace(weighted, u=torch.full((1000,), math.inf, dtype=torch.float64)))
 
@@ -98,6 +102,8 @@ def test_a_tail_without_mean_has_no_finite_error_bar():
     assert math.isfinite(difference.value) and difference.stderr == math.inf
     profile = free_energy_profile(heavy, lambda x: x[:, 0, 0], torch.linspace(-3, 8, 5))
     assert (profile.stderr[torch.isfinite(profile.value)] == math.inf).all()
+    one_bin = free_energy_profile(heavy, lambda x: x[:, 0, 0], torch.tensor([-20.0, 20.0]))
+    assert not torch.isnan(one_bin.stderr).any()  # infinity times nothing left to be wrong about
 
 
 def test_groups_enter_as_in_the_delta_method():

@@ -11,6 +11,7 @@ from bgwork.samplers.batches import MOST_CACHED, rows_in_cache
 from bgwork.samplers.directional import DirectionalKernels
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.sde import PathSampler
+from bgwork.samplers.torus_flow import TorusFlow
 from bgwork.spaces import Space
 
 
@@ -19,18 +20,23 @@ def compiled(sampler: Sampler) -> Sampler:
     """The same sampler with compiled Jacobians.
 
     Args:
-        sampler: a flow, or walks with directional weights.
+        sampler: a flow on a flat space, or walks with directional weights.
     Raises:
         ValueError: for others, which take no Jacobians that could be compiled, and if there is no C++ compiler.
     """
-    raise ValueError(f"a {type(sampler).__name__} takes no Jacobians that can be compiled: only a flow on a fixed grid with density "
-                     "weights and walks with directional weights do; leave out --compiled")
+    raise ValueError(f"a {type(sampler).__name__} takes no Jacobians that can be compiled: only a flow on a flat space and a fixed grid, "
+                     "with density weights, and walks with directional weights do; leave out --compiled")
 
 
 @compiled.register
 def _(sampler: Flow) -> Flow:
     rows = _rows(sampler.space, sampler.batch)
     return replace(sampler, field=CompiledField(sampler.field, rows=rows), batch=rows)
+
+
+@compiled.register
+def _(sampler: TorusFlow) -> TorusFlow:
+    return compiled.dispatch(object)(sampler)  # refused: its Jacobians come by brute force, at one time for all rows
 
 
 @compiled.register
