@@ -38,7 +38,8 @@ def flow_of(size: float = 0.0, *, steps: int = 40, share: float = 0.05) -> Torus
     field = velocity_of(size, share=share)
     prior = WrappedNormal(space=PLANE, mean=torch.zeros(1, 2), std=BROWNIAN.std * field.share**0.5)
     grid = Grid(steps=steps, times=field.stops(stops(steps)))
-    return TorusFlow(prior=prior, field=field, grid=grid, origin=Origin(method="flow", system="torus"), n_round_trip=32)
+    return TorusFlow(prior=prior, field=field, grid=grid, origin=Origin(method="flow", system="torus"), n_round_trip=32,
+                     batch=1024)
 
 
 def angles(n: int) -> torch.Tensor:
