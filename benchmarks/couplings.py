@@ -1,7 +1,7 @@
 """Independent, OT and equivariant OT couplings at equal core-minutes: path length, dopri5 evaluations and ESS.
 
     python benchmarks/couplings.py dw4 --minutes 2 --data runs/dw4/reference/samples.npz
-    python benchmarks/couplings.py lj13 --minutes 4 --data runs/lj13/reference/samples.npz
+    python benchmarks/couplings.py lj13 --minutes 10 --steps 6 -n 10000 --data runs/lj13/reference/samples.npz
 
 The same recipe and seed for each, uncompiled and in float32, at a constant learning rate after the warm-up; core-minutes are the CPU time
 of the steps on one thread plus that of the pairing worker, and the number of steps that they were enough for is printed beside.
@@ -53,6 +53,7 @@ def measure(system: System, name: str, x: torch.Tensor, options: argparse.Namesp
     kind, group = COUPLINGS[name]
     settings = [f"coupling.kind={kind}", f"coupling.group={group}", "training.evaluate_every=0", "training.compiled=false",
                 "training.bfloat16=0", "training.initial=", f"training.steps={ENDLESS}"]
+    settings += [] if options.steps is None else [f"sampler.steps={options.steps}"]
     recipe = load_recipe(system, options.recipe, overrides=settings)
     job = recipe.job(Request(system=system, name=name, folder=folder, data=x, seed=options.seed))
     length, length_error = path_length(job)
@@ -79,6 +80,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4, help="core-minutes of each training")
     parser.add_argument("--data", required=True, help="equilibrium samples to train on")
     parser.add_argument("--recipe", default="eqot-fm")
+    parser.add_argument("--couplings", nargs="+", choices=COUPLINGS, default=list(COUPLINGS), metavar="NAME", help=", ".join(COUPLINGS))
+    parser.add_argument("--steps", type=int, default=None, help="of the sampler that ESS and log Z are measured with; the recipe's if not given")
     parser.add_argument("-n", type=int, default=2000)
     parser.add_argument("--n-adaptive", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -86,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(1)
     system = load_system(options.system)
     x = store.load_samples(Path(options.data)).x
-    for name in COUPLINGS:
+    for name in options.couplings:
         with tempfile.TemporaryDirectory() as folder:
             publish(measure(system, name, x, options, Path(folder)))
 

@@ -214,6 +214,8 @@ def growth(weighted: WeightedSamples) -> Figure:
             axes.plot(sizes, value, ".-", color=WEIGHTED)
             axes.axhline(value[-1], color=REFERENCE, lw=0.8, ls=":")
             axes.set(title=name, xlabel="samples N", xscale="log")
+            axes.set_xticks(ends := sorted({int(sizes[0]), int(sizes[len(sizes) // 2]), int(sizes[-1])}), [f"{n:,}" for n in ends])
+            axes.set_xticks([], minor=True)
         figure.axes[0].set_ylim(0, 1.05)
     return figure
 

@@ -10,6 +10,7 @@ All on the unconstrained Hamiltonian that weights use; standard errors come from
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -20,7 +21,7 @@ from bgwork.free_energy import free_energy_difference
 from bgwork.molecule import MetadynamicsSection, molecular_observables
 from bgwork.observables import Atoms
 from bgwork.provenance import commit, versions
-from bgwork.records import MOVED, Estimate, Proposal, WeightedSamples, with_edit
+from bgwork.records import MOVED, Cost, Estimate, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, virial_check
 from bgwork.reweighting import average, expectation, resample, weigh
 from bgwork.samplers.chains import Progress, silent
@@ -58,8 +59,11 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
     walkers = weigh(_walkers(system, filled, progress).sample(n * settings.surplus, generator=generator), system.target)
     ladders = _ladders(system, filled, progress, generator=generator)
     exchange = weigh(ladders.sample(settings.exchanges * settings.ladders, generator=generator), system.target)
+    began = time.perf_counter()
     proposal = equilibrium(walkers, target, n, settings, generator=generator, progress=progress)
-    proposal = replace(proposal, origin=replace(proposal.origin, system=system.name, seed=seed, commit=commit()))
+    moves = Cost(gradient=n * (settings.decorrelation + 1), seconds=time.perf_counter() - began)
+    proposal = replace(proposal, cost=filled.cost + walkers.proposal.cost + exchange.proposal.cost + moves,
+                       origin=replace(proposal.origin, system=system.name, seed=seed, commit=commit()))
     estimates = estimate(system, walkers)
     made = {"system": system.name, "n": n, "seed": seed, "chains": settings.chains, "settings": settings.model_dump(), "commit": commit(),
             "versions": versions(), "cost": asdict(proposal.cost),

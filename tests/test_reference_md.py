@@ -132,6 +132,8 @@ def test_how_it_was_made_is_told(made):
     record = made.run.made
     assert (record["system"], record["n"], record["seed"], record["chains"]) == ("ala2-vacuum", N, 3, 4)
     assert record["settings"] == made.system.reference.model_dump() and record["cost"] == asdict(made.run.proposal.cost)
+    walkers, ladders = 4 * (100 + 2 * N // 4 * 20), 4 * 24 * 20 * 2
+    assert made.run.proposal.cost.gradient == 30_000 + walkers + ladders + N * 6
     assert "exchanges accepted between neighbours" in record["cross_check"]["note"]
     stages = ["metadynamics", "walker 1 of 4", "walker 4 of 4", "replica exchange, ladder 1 of 4", "replica exchange, ladder 4 of 4",
               "decorrelating"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from openmm import app, unit
 from torch import Tensor
 
 from bgwork.observables import Atoms
+from bgwork.records import Cost
 from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.md import DynamicsError, Langevin, draw_seed, place, positions_of, reference_platform, temperature
 from bgwork.targets.openmm import OpenMMTarget
@@ -88,11 +90,13 @@ class BiasRun:
         bias: at the end, frozen.
         x: [M, n, 3] configurations of the run, one per hill, in the target's length unit.
         angles: [M, k] torsions there, in rad.
+        cost: one gradient a time step.
     """
 
     bias: TorsionBias
     x: Tensor
     angles: Tensor
+    cost: Cost
 
 
 def build_bias(target: OpenMMTarget, start: Tensor, settings: WellTempered, *, dynamics: Langevin, generator: torch.Generator,
@@ -109,7 +113,7 @@ def build_bias(target: OpenMMTarget, start: Tensor, settings: WellTempered, *, d
     Raises:
         DynamicsError: if the trajectory blows up.
     """
-    system = target.system()
+    system, began = target.system(), time.perf_counter()
     variables = [_bias_variable(torsion, settings.width) for torsion in settings.torsions]
     meta = app.Metadynamics(system, variables, temperature(target.kT), settings.factor, settings.height, settings.every)
     integrator = dynamics.integrator(target.kT, seed=draw_seed(generator))
@@ -124,7 +128,8 @@ def build_bias(target: OpenMMTarget, start: Tensor, settings: WellTempered, *, d
     free = meta.getFreeEnergy().value_in_unit(unit.kilojoule_per_mole)
     table = torch.from_numpy(-free * (settings.factor - 1) / settings.factor)  # [grid] * k, last angle first
     bias = TorsionBias(torsions=settings.torsions, table=table.permute(*range(table.ndim - 1, -1, -1)).contiguous())
-    return BiasRun(bias=bias, x=torch.from_numpy(np.stack(x)), angles=torch.from_numpy(np.array(angles)))
+    cost = Cost(gradient=hills * settings.every, seconds=time.perf_counter() - began)
+    return BiasRun(bias=bias, x=torch.from_numpy(np.stack(x)), angles=torch.from_numpy(np.array(angles)), cost=cost)
 
 
 def _bias_variable(torsion: Atoms, width: float) -> app.BiasVariable:
