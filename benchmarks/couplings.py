@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="equilibrium samples to train on")
     parser.add_argument("--recipe", default="eqot-fm")
     parser.add_argument("--couplings", nargs="+", choices=COUPLINGS, default=list(COUPLINGS), metavar="NAME", help=", ".join(COUPLINGS))
-    parser.add_argument("--steps", type=int, default=None, help="of the sampler that ESS and log Z are measured with; the recipe's if not given")
+    parser.add_argument("--steps", type=int, default=None, help="of the sampler measured; the recipe's if not given")
     parser.add_argument("-n", type=int, default=2000)
     parser.add_argument("--n-adaptive", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
