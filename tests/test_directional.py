@@ -162,7 +162,7 @@ def test_fitted_kernels_on_the_mean_free_space_are_proper_and_mend_wrong_widths(
     wrong = replace(first, floor=2 * first.floor)
     kernels = fitted(wrong, oracle.sample(2000, generator=seeded(3)), generator=seeded(4))
     samplers = [PathSampler(start=start, kernels=each, origin=ORIGIN) for each in (wrong, kernels)]
-    before, after = (weigh(sampler.sample(4000, generator=seeded(2)), oracle) for sampler in samplers)
+    before, after = (weigh(sampler.sample(1500, generator=seeded(2)), oracle) for sampler in samplers)
     for weighted in (before, after):
         assert abs(log_z(weighted).value - oracle.log_z) < 4 * log_z(weighted).stderr
     assert ess(after).value > 1.2 * ess(before).value

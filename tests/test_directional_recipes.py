@@ -29,7 +29,7 @@ def sampler_of(recipe, *, steps=12, **changes):
 
 @pytest.mark.parametrize(("recipe", "changes", "words"), [
     ("diffusion", {}, "fitted to 512 configurations"), ("diffusion", {"tuning": None}, "from the Jacobian"),
-    ("distill-diffusion", {}, "fitted to 512 configurations"),
+    pytest.param("distill-diffusion", {}, "fitted to 512 configurations", marks=pytest.mark.slow),  # a minute
     ("weighted-adjoint", {}, "a pilot run of 512 weighted samples"), ("adjoint", {}, "a pilot run of 512 weighted samples"),
 ])
 def test_directional_weights_of_shipped_generators_are_proper_and_better(recipe, changes, words):

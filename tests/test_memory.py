@@ -21,7 +21,7 @@ from bgwork.memory import keep_freed_memory
 torch.set_num_threads(1)
 taken = keep_freed_memory() if sys.argv[1] == "kept" else False
 def use():
-    torch.zeros(2**27)  # above the 32 MiB up to which glibc may keep blocks by itself, and at the top of the heap, which it trims
+    torch.zeros(2**25)  # above the 32 MiB up to which glibc may keep blocks by itself, and at the top of the heap, which it trims
 for _ in range(4):  # until the heap has found its shape
     use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,8 +68,8 @@ def test_score_is_that_of_the_wrapped_normal(variance):
 
 def test_without_a_control_it_is_brownian_motion():
     """The flow from W(0, share nu_1) then ends in W(0, nu_1), and each of its samples has that density."""
-    flow = flow_of(steps=200)
-    proposal = flow.sample(500, generator=torch.Generator().manual_seed(1))
+    flow = replace(flow_of(steps=200), n_round_trip=0)  # whose certificate is for the other tests
+    proposal = flow.sample(200, generator=torch.Generator().manual_seed(1))
     expected = log_wrapped(PLANE, proposal.x, variance=BROWNIAN.std**2)
     assert (proposal.log_q - expected).abs().median() < 5e-4 < 0.02 < expected.std()
     torch.testing.assert_close(proposal.log_q, expected, rtol=0, atol=2e-2)  # of draws opposite the origin, where the score turns round
