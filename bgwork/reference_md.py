@@ -47,7 +47,7 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
         seed: of everything random.
         progress: called as progress(done, total, text).
     Raises:
-        ReferenceError: if the system is no molecule in OpenMM, has no backbone torsions, or n is too small.
+        ReferenceError: if the system is no molecule in OpenMM, has no backbone torsions, n is too small, or the bias stayed flat.
     """
     settings, target = system.reference, dynamics_target(system)
     if n < 4 * settings.chains:
@@ -56,6 +56,7 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
     generator = torch.Generator().manual_seed(seed)
     filled = build_bias(target, system.structure, WellTempered(torsions=torsions, steps=settings.filling), dynamics=_dynamics(settings),
                         generator=generator, progress=progress)
+    check_filled(filled, settings, target)
     walkers = weigh(_walkers(system, filled, progress).sample(n * settings.surplus, generator=generator), system.target)
     ladders = _ladders(system, filled, progress, generator=generator)
     exchange = weigh(ladders.sample(settings.exchanges * settings.ladders, generator=generator), system.target)
@@ -69,6 +70,19 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
             "versions": versions(), "cost": asdict(proposal.cost),
             "cross_check": {"note": exchange.proposal.note, "estimates": estimate(system, exchange)}}
     return ReferenceRun(proposal=proposal, checks=tuple(check(system, walkers, exchange, proposal)), estimates=estimates, made=made)
+
+
+def check_filled(filled: BiasRun, settings: MetadynamicsSection, target: OpenMMTarget) -> None:
+    """That the bias has something left when it is cut off `level` below its maximum: a flat one drives nothing across barriers.
+
+    Raises:
+        ReferenceError: if its hills are lower than that.
+    """
+    height = (filled.bias.table.max() - filled.bias.table.min()).item() / target.kT
+    if height <= settings.level:
+        raise ReferenceError(f"metadynamics built a bias of {height:.2g} kT, which nothing is left of when it is cut off "
+                             f"{settings.level:g} kT (level) below its maximum; raise filling ({settings.filling} steps) or lower level "
+                             "in system.toml")
 
 
 def dynamics_target(system: System) -> OpenMMTarget:

@@ -168,3 +168,8 @@ def test_the_command_refuses_to_save_what_did_not_converge(tmp_path, monkeypatch
     assert "FAILED" in result.stdout and f"Checks of {N} reference samples of ala2-vacuum" in result.stdout
     refused(call("reference", "ala2-vacuum", "-n", "15"), "15", "at least 16")
     assert files(tmp_path) == before and not Path("runs").exists()
+
+
+def test_a_bias_that_is_all_cut_off_is_refused():
+    with pytest.raises(ReferenceError, match=r"a bias of \S+ kT, .* cut off 40 kT .level.*raise filling .2000 steps"):
+        generate(tiny(filling=2000, level=40.0), N, seed=3)
