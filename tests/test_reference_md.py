@@ -141,7 +141,7 @@ def test_how_it_was_made_is_told(made):
 
 
 def test_same_seed_same_numbers(made):
-    quick = tiny(filling=2000, burn_in=20, exchanges=5)
+    quick = tiny(filling=2000, level=0.2, burn_in=20, exchanges=5)
     a, b, c = (generate(quick, 16, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(a.proposal.x, b.proposal.x) and torch.equal(a.proposal.ancestor, b.proposal.ancestor)
     assert a.made["cross_check"] == b.made["cross_check"] and [str(x) for x in a.checks] == [str(x) for x in b.checks]
