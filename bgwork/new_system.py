@@ -73,22 +73,27 @@ def new_system(wanted: NewSystem, *, folder: Path = Path("systems")) -> Path:
         raise SystemFileError(f"{folder / name} exists; choose another name (--name), or delete it")
     if not (wanted.temperature > 0 and math.isfinite(wanted.temperature)):
         raise SystemFileError(f"temperature must be positive, got {wanted.temperature} K")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemFileError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
-        path = Path(scratch) / name
-        path.mkdir()
-        _fill(path, wanted)
-        system = load_system(path)
-        store.write_text(path / "recipes" / "fm.toml", RECIPE_ABOUT + tomli_w.dumps(_recipe(system.structure)))
-        load_recipe(system)
-        u = system.target.u(system.structure[None])
-        if not bool(torch.isfinite(u).all()):
-            raise ForceFieldError(f"u = {u.item()} at the structure in {wanted.pdb}: atoms overlap; minimise its energy first")
-        path.rename(folder / name)
+    with store.no_folders_left_empty(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemFileError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
+            _made(Path(scratch) / name, wanted).rename(folder / name)
     return folder / name
+
+
+def _made(path: Path, wanted: NewSystem) -> Path:
+    """The system's folder with all that belongs there, tried out."""
+    path.mkdir()
+    _fill(path, wanted)
+    system = load_system(path)
+    store.write_text(path / "recipes" / "fm.toml", RECIPE_ABOUT + tomli_w.dumps(_recipe(system.structure)))
+    load_recipe(system)
+    u = system.target.u(system.structure[None])
+    if not bool(torch.isfinite(u).all()):
+        raise ForceFieldError(f"u = {u.item()} at the structure in {wanted.pdb}: atoms overlap; minimise its energy first")
+    return path
 
 
 def _fill(path: Path, wanted: NewSystem) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         FileError: if the folder cannot be made or written.
     """
     path = Path(path)
-    with _no_folders_left_empty(path.parent):
+    with no_folders_left_empty(path.parent):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -69,7 +70,7 @@ def _replaced(path: Path, temporary: Path, write: Callable[[Path], None]) -> Non
 
 
 @contextlib.contextmanager
-def _no_folders_left_empty(folder: Path) -> Iterator[None]:
+def no_folders_left_empty(folder: Path) -> Iterator[None]:
     """Removes, at the end, the folder and those above it that were not there at the beginning and have nothing in them."""
     missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]  # unlike Path.exists never raises
     try:
@@ -87,7 +88,7 @@ def ensure_writable(folder: Path) -> None:
         FileError: if files cannot be written in the folder.
     """
     probe = Path(folder) / ".writable"
-    with _no_folders_left_empty(probe.parent):
+    with no_folders_left_empty(probe.parent):
         try:
             write_text(probe, "")
         finally:
@@ -168,7 +169,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileError(f"{path} is not a complete safetensors file ({error}); pickles are never loaded") from error
     if "bgwork" not in meta:
         raise FileError(f"{path} has no bgwork header; it was not written by bgwork")
-    return tensors, json.loads(meta["bgwork"])
+    try:
+        header = json.loads(meta["bgwork"])
+    except ValueError as error:
+        raise FileError(f"the header of {path} is damaged ({error}); take another copy, or train anew") from error
+    if not isinstance(header, dict):
+        raise FileError(f"the header of {path} is damaged: it is no JSON object but {str(header)[:40]!r}; take another copy, or train anew")
+    return tensors, header
 
 
 def save_samples(path: Path, samples: Proposal | WeightedSamples) -> None:
@@ -217,7 +224,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise FileError(f"no samples file {path}") from error
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise FileError(f"{path} is not a readable NPZ file ({error}); pickles are never loaded") from error
 
 

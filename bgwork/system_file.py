@@ -97,6 +97,13 @@ class ReferenceSection(Section):
             raise ValueError("Markov chains need at least two different `starts`, whose agreement is checked")
         return self
 
+    @model_validator(mode="after")
+    def _ladder(self) -> ReferenceSection:
+        if self.sampler == "parallel-tempering" and len(self.betas) < 2:
+            raise ValueError("parallel tempering needs `betas`, a ladder of inverse temperatures down from 1, such as [1.0, 0.7, 0.4]; "
+                             "sampler = \"hmc\" does without")
+        return self
+
 
 class SystemFile(Section):
     """system.toml as a whole."""

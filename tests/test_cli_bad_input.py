@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import GENERATOR, QUICK, call, files, refused
+from safetensors.torch import save_file
 from test_cli_training import ENERGY_ONLY
 from toy import RECIPE, make_generator
 
@@ -107,7 +109,24 @@ def pickle_into(path: Path) -> None:
     path.write_bytes(pickle.dumps({"weights": 1}))
 
 
-@pytest.mark.parametrize("damage", [truncate, pickle_into])
+def garble(path: Path) -> None:
+    """Other bytes in the middle, where an NPZ file has compressed data and a generator its header."""
+    content = bytearray(path.read_bytes())
+    start = 200 if path.suffix == ".npz" else content.index(b'"bgwork":"') + 12
+    content[start : start + 40] = b"x" * 40
+    path.write_bytes(content)
+
+
+def array_into(path: Path) -> None:
+    """One array and no archive; a header that is a list."""
+    if path.suffix == ".npz":
+        with path.open("wb") as stream:
+            np.save(stream, np.zeros(3))
+    else:
+        save_file({"w": torch.zeros(1)}, path, metadata={"bgwork": "[]"})
+
+
+@pytest.mark.parametrize("damage", [truncate, pickle_into, garble, array_into])
 def test_damaged_files(run, damage):
     damage(run / "samples.npz")
     before = files(run)

@@ -112,7 +112,9 @@ def test_a_rare_basin_raises_no_alarm_in_a_small_sample():
     reference = reference_for(target)
     z, seen = [], []
     for seed in range(200):
-        found = diagnose(good(300, std=1.0, seed=seed), reference=reference, basin_of=lambda x: (x.square().sum((1, 2)) > edge).double())
+        outside = lambda x: (x.square().sum((1, 2)) > edge).double()  # noqa: E731
+        found = diagnose(good(300, std=1.0, seed=seed), reference=reference, basin_of=outside, observables={"outside": outside})
+        assert found.reference["outside"].z == pytest.approx(found.basin_reference["1"].z), "one population, one judgement"
         z.append(found.basin_reference["1"].z)
         seen.append(found.basins["1"].value * 300)
     assert min(seen) < 1.5

@@ -107,6 +107,7 @@ def test_unknown_system_suggests_a_near_one():
     ('target = "torch"', 'target = "openmm"', r"has no OpenMM engine; set engines\.target to .torch."),
     ('"pair_distance_mean"', '"pair_distance"', r"unknown observables pair_distance; known are u, .*pair_distance_mean"),
     ('"lattice", "quenched"', '"lattice"', r"at least two different `starts`"),
+    ("betas = [1.0, 0.6, 0.35, 0.2]", "", r"parallel tempering needs `betas`, a ladder"),
     ('name = "dw4"', 'name = "dw5"', r"name = 'dw5', but its folder is 'dw4'"),
     ("[space]", "[space", r"not readable TOML"),
 ])

@@ -33,7 +33,8 @@ class ReferenceSet:
 class Comparison:
     """A reference value with its standard error, and z = (ours - reference) / combined standard error.
 
-    For basins our own standard error is taken to be at least the one that the reference's population would give us.
+    For populations, of basins and of observables that are 1 or 0, our own standard error is taken to be at least the one that the
+    reference's population would give us.
     """
 
     value: float

@@ -39,7 +39,10 @@ def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None
     """
     reference = reference or ReferenceSet()
     proposal = weighted.proposal
-    averages = {"u": average(weighted, weighted.u)} | {name: expectation(weighted, f) for name, f in (observables or {}).items()}
+    values = {"u": weighted.u} | {name: evaluate(f, weighted) for name, f in (observables or {}).items()}
+    averages = {name: average(weighted, found) for name, found in values.items()}
+    truth = _reference_values(averages, reference, observables or {})
+    shares = {name: known for name, known in truth.items() if _is_indicator(values[name]) and 0 <= known.value <= 1}
     basins, basin_truth = _populations(weighted, reference.samples, basin_of)
     absolute, notes = _absolute(weighted, reference)
     figures = Diagnosis(
@@ -49,7 +52,7 @@ def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None
         pareto_k_limit=pareto_limit(len(weighted)), max_weight=max_weight(weighted), n_failed=weighted.n_failed,
         n_groups=None if proposal.group is None else len(proposal.group.unique()),
         negative_mass=None if proposal.sign is None else negative_mass(weighted), observables=averages,
-        reference=_compare(averages, _reference_values(averages, reference, observables or {})), basins=basins,
+        reference=_compare(averages | _as_if_true(averages, shares, weighted), truth), basins=basins,
         basin_reference=_compare(_as_if_true(basins, basin_truth, weighted), basin_truth), cost=proposal.cost, edits=proposal.origin.edits,
         notes=tuple(note for note in (proposal.note, _copies(proposal), reference.note, *notes) if note), **absolute)
     return judge(figures)
@@ -131,6 +134,11 @@ def _as_if_true(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate], we
     n_eff = effective_number(weighted)
     scatter = {name: math.sqrt(max(truth.value * (1 - truth.value), 0.0) / n_eff) for name, truth in theirs.items()}
     return {name: replace(ours[name], stderr=max(ours[name].stderr, found)) for name, found in scatter.items()}
+
+
+def _is_indicator(values: Tensor) -> bool:
+    """Whether an observable is 1 or 0 everywhere, so that its average is a population."""
+    return bool(((values == 0) | (values == 1)).all())
 
 
 def _compare(ours: Mapping[str, Estimate], theirs: Mapping[str, Estimate]) -> dict[str, Comparison]:
