@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import tomllib
 from pathlib import Path
 
@@ -110,10 +111,14 @@ def pickle_into(path: Path) -> None:
 
 
 def garble(path: Path) -> None:
-    """Other bytes in the middle, where an NPZ file has compressed data and a generator its header."""
+    """A block of no known type where the first array's compressed data begin; a header that is no JSON."""
     content = bytearray(path.read_bytes())
-    start = 200 if path.suffix == ".npz" else content.index(b'"bgwork":"') + 12
-    content[start : start + 40] = b"x" * 40
+    if path.suffix == ".npz":
+        name, extra = struct.unpack("<HH", content[26:30])  # lengths in the archive's first local header
+        content[30 + name + extra] = 0xFF
+    else:
+        start = content.index(b'"bgwork":"') + 12
+        content[start : start + 40] = b"x" * 40
     path.write_bytes(content)
 
 
