@@ -157,8 +157,11 @@ def torus(generator: torch.Generator) -> Metric:
 
 def distance_rows(metric: str, distance: Metric, values: list[Tensor], data: Data, common: dict[str, Any],
                   options: argparse.Namespace) -> list[Row]:
-    """A distance of the weighted samples and of the raw ones from reference samples, and its two floors."""
-    (own, reference), weights, n = values, normalised_weights(data.weighted), min(options.distance_n, len(values[1]))
+    """A distance of the weighted samples and of the raw ones from reference samples, and its two floors.
+
+    The few negative weights of a map that folds are left out: distances have no meaning for them.
+    """
+    (own, reference), weights, n = values, normalised_weights(data.weighted).clamp_min(0), min(options.distance_n, len(values[1]))
     order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(options.seed))
     goal, published = W2[metric.split(" ")[0]]
     chosen, drawable = reference[order[:n]], (~data.weighted.failed & torch.isfinite(data.weighted.u)).double()

@@ -156,8 +156,11 @@ def chain_pool(system: System, budget: int, options: argparse.Namespace, betas: 
 
 
 def drawn(pool: Pool, *, by_weight: bool) -> Iterator[Tensor]:
-    """Row numbers of SIZE samples, DRAWS times; with repetitions where they are drawn by weight, or are fewer."""
-    p = normalised_weights(pool.weighted) if by_weight else torch.ones(len(pool.weighted)) / len(pool.weighted)
+    """Row numbers of SIZE samples, DRAWS times; with repetitions where they are drawn by weight, or are fewer.
+
+    The few negative weights of a map that folds are left out: distances have no meaning for them.
+    """
+    p = normalised_weights(pool.weighted).clamp_min(0) if by_weight else torch.ones(len(pool.weighted)) / len(pool.weighted)
     for seed in range(DRAWS):
         yield torch.multinomial(p, SIZE, replacement=by_weight or len(p) < SIZE, generator=torch.Generator().manual_seed(seed))
 

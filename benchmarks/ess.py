@@ -63,8 +63,9 @@ def rows_of(name: str, found: Diagnosis, evaluations: int, options: argparse.Nam
     reverse, forward = GOALS.get(name, (None, None))
     rows = [
         estimate_row("reverse ESS", found.ess, goal=reverse, published=PUBLISHED.get(name), **common),
-        estimate_row("forward ESS", found.forward_ess, goal=forward, **common),
-        estimate_row("log Z", found.log_z, **common), estimate_row("log Z by BAR", found.log_z_bar, **common),
+        *([estimate_row("forward ESS", found.forward_ess, goal=forward, **common)] if found.forward_ess else []),
+        estimate_row("log Z", found.log_z, **common),
+        *([estimate_row("log Z by BAR", found.log_z_bar, **common)] if found.log_z_bar else []),
         Row(metric="largest weight", value=found.max_weight, **common), Row(metric="Pareto k", value=found.pareto_k, **common),
         Row(metric="n_failed", value=found.n_failed, **common),
         Row(metric="negative determinants", value=found.certificate.n_negative, goal="0", **common),

@@ -86,7 +86,7 @@ class Measured:
 
     @property
     def exact(self) -> bool:
-        return self.weighted.proposal.density in (Density.EXACT, Density.PATH)
+        return self.weighted.proposal.density in (Density.EXACT, Density.SIGNED, Density.PATH)
 
 
 def drawn(system: System, line: Line, options: argparse.Namespace) -> Measured:

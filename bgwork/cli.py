@@ -59,6 +59,8 @@ Recipe = Annotated[str | None, typer.Option(
     help="Which of a system's shipped generators, by recipe (see `bgwork systems`).", show_default="the one the system names")]
 Compiled = Annotated[bool, typer.Option("--compiled", help="Compile Jacobians first (density and directional weights): sooner done where "
                                         "samples are many or large. Needs a C++ compiler.")]
+SamplerKeys = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="sampler.KEY=VALUE", help="Override a key of the recipe's [sampler] table, such as its grid; repeatable.")]
 Accept = Annotated[list[Density] | None, typer.Option(help="Weigh samples of this density although it is improper; recorded as an edit.")]
 OtherSystem = Annotated[str | None, typer.Option("--system", help="System, where it is not the one that the samples name.")]
 
@@ -149,14 +151,15 @@ def train(
 @app.command()
 def sample(
     source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = None, integrator: Integrator = None, steps: Steps = None,
-    weights: Weights = None, compiled: Compiled = False, accept: Accept = None, out: Out = None,
+    weights: Weights = None, overrides: SamplerKeys = None, compiled: Compiled = False, accept: Accept = None, out: Out = None,
 ) -> None:
     """Draw samples with their log-density, evaluate their energies, and store both.
 
     Examples: `bgwork sample lj13 -n 10000`, `bgwork sample runs/dw4/eqot-fm-0 --integrator rk4 --steps 8`,
     `bgwork sample dw4 --recipe eqot-fm --integrator dopri5 --weights continuous --out runs/dw4/dopri5`
     """
-    settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights, compiled=compiled)
+    settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights, compiled=compiled,
+                              overrides=tuple(overrides or ()))
     workflow.sample(find_run(source, settings, recipe=recipe, folder=out), accept=accept or ())
 
 
@@ -256,7 +259,7 @@ def report(
 @app.command(name="run")
 def run_everything(
     source: Source, n: N = 2000, seed: Seed = 0, recipe: Recipe = None, integrator: Integrator = None, steps: Steps = None,
-    weights: Weights = None, compiled: Compiled = False, accept: Accept = None, out: Out = None,
+    weights: Weights = None, overrides: SamplerKeys = None, compiled: Compiled = False, accept: Accept = None, out: Out = None,
 ) -> None:
     """All of it: generator, samples, weights, diagnosis, report; what exists already is kept and said so.
 
@@ -264,7 +267,8 @@ def run_everything(
 
     Examples: `bgwork run lj13`, `bgwork run runs/dw4/eqot-fm-0 -n 10000`
     """
-    settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights, compiled=compiled)
+    settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights, compiled=compiled,
+                              overrides=tuple(overrides or ()))
     run = find_run(workflow.with_generator(source, recipe), settings, recipe=recipe, folder=out)
     workflow.sample(run, accept=accept or ())
     workflow.evaluate_held_out(run)

@@ -5,7 +5,8 @@ and `name.h5` hold everything in one file:
 
     x            [N, n, d] configurations, in the unit that `meta` names
     weight       [N] normalised weights; averages are sum(weight * f(x))
-    log_w, u     [N] log-weights and reduced energies in kT
+    log_w, u     [N] logarithms of the weights' magnitudes, and reduced energies in kT
+    sign         [N] signs of the weights, where the generator's map folds
     log_q        [N] log-density of the generator; up to a constant for MD and MCMC
     group        [N] labels of correlated rows, where there are any
     atom, element, residue   names, for molecules
@@ -27,7 +28,7 @@ from openmm import app
 from torch import Tensor
 
 from bgwork import store
-from bgwork.records import WeightedSamples
+from bgwork.records import Density, WeightedSamples
 from bgwork.reweighting import normalised_weights
 from bgwork.system import System
 from bgwork.targets.force_fields import read_pdb
@@ -93,6 +94,8 @@ def columns_of(weighted: WeightedSamples, system: System) -> dict[str, np.ndarra
     proposal = weighted.proposal
     columns = {"weight": normalised_weights(weighted), "log_w": weighted.log_w, "u": weighted.u, "log_q": proposal.log_q}
     arrays = {name: values.numpy() for name, values in columns.items()}
+    if proposal.density is Density.SIGNED:
+        arrays["sign"] = weighted.sign.numpy()
     if proposal.group is not None:
         arrays["group"] = proposal.group.numpy()
     if system.topology is not None:

@@ -117,8 +117,8 @@ def bond_lengths(sets: Mapping[str, WeightedSamples], topology: Topology, struct
         axes = figure.subplots()
         for label, samples in sets.items():
             p = normalised_weights(samples)
-            ratio = (distances(samples.x, bonds) / rest)[p > 0]
-            curve = histogram(ratio, p[p > 0], edges, group=None, unseen=0.0)
+            ratio = (distances(samples.x, bonds) / rest)[p != 0]
+            curve = histogram(ratio, p[p != 0], edges, group=None, unseen=0.0)
             beyond = abs(1 - float((curve.density * np.diff(edges)).sum()))
             axes.stairs(curve.density, edges, color=COLOURS[label], lw=1.4, label=f"{label}\n({beyond:.1%} beyond)")
         axes.set(xlabel="bond length / length in the reference structure", ylabel="density", xlim=(edges[0], edges[-1]))

@@ -12,7 +12,7 @@ from bgwork.error_bars import weighted_stderr
 from bgwork.multistate import Solution, mbar, solve
 from bgwork.pareto import unseen_weight
 from bgwork.records import Estimate, WeightedSamples
-from bgwork.reweighting import effective_number, evaluate, normalised_weights
+from bgwork.reweighting import effective_number, evaluate, normalised_weights, refuse_negative
 
 EQUAL = 1e-6  # range of log-weights that is rounding and no weighting
 
@@ -30,7 +30,7 @@ def log_z_bar(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_refere
         u_at_reference: [M] reduced energies of the reference samples.
         group: [M] chains of the reference samples, or None if they are independent.
     Raises:
-        ValueError: UNNORMALISED samples, no or not-finite reference samples, or no overlap at all.
+        ValueError: UNNORMALISED samples, weights of both signs, no or not-finite reference samples, or no overlap at all.
     """
     u, counts, labels = _pooled(weighted, log_q_at_reference, u_at_reference, group)
     return mbar(u, counts, group=labels)[1]
@@ -200,6 +200,7 @@ def _pooled(weighted: WeightedSamples, log_q: Tensor, u: Tensor, group: Tensor |
 
 
 def _check_reference(weighted: WeightedSamples, log_q: Tensor, u: Tensor) -> None:
+    refuse_negative(weighted, "there is no density at reference samples: they may have several preimages, and BAR and forward ESS need one")
     if not weighted.proposal.density.normalised:
         raise ValueError("the samples' density is known only up to a constant, so BAR and forward ESS cannot be had; use a generator's")
     if log_q.shape != u.shape or u.ndim != 1 or len(u) == 0:

@@ -94,7 +94,7 @@ def unseen_weight(weighted: WeightedSamples) -> float:
     if tail.k >= 1:
         return math.inf
     beyond = 1 + max(0.0, (tail.scale + tail.k * (1 - tail.cutoff)) / (1 - tail.k))
-    return beyond / relative.sum().item()
+    return beyond / (weighted.sign * relative).sum().item()
 
 
 def truncate(weighted: WeightedSamples) -> WeightedSamples:

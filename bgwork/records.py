@@ -1,7 +1,7 @@
 """What passes between the rooms: frozen records, no mathematics beyond the definition of a log-weight, no input or output.
 
     generator  --sample-->  Proposal(x, log_q, density, ...)
-    Proposal + Target  --weigh-->  WeightedSamples (log_w = -u - log_q)
+    Proposal + Target  --weigh-->  WeightedSamples (log_w = -u - log_q; w negative where a SIGNED map reverses orientation)
     WeightedSamples  --estimate-->  Estimate(value, stderr, n_eff)
 """
 
@@ -25,11 +25,12 @@ class Density(enum.Enum):
     """How log_q was obtained, and therefore what may be done with it."""
 
     EXACT = "exact"  # density of the map actually executed, certificate clean
+    SIGNED = "signed"  # the same where the map folds: weights carry the determinant's sign, which a map of degree one leaves unbiased
     CONTINUOUS = "continuous"  # density of the ODE by quadrature of the exact divergence: right up to solver error
     PATH = "path"  # path-space or extended-space weight
     UNNORMALISED = "unnormalised"  # known up to one constant (MD, MCMC): ratios and averages only, never log Z
     STOCHASTIC = "stochastic"  # noisy log-density (Hutchinson): refused unless asked for by name
-    UNCERTIFIED = "uncertified"  # executed map whose certificate failed: refused unless asked for by name
+    UNCERTIFIED = "uncertified"  # executed map whose certificate failed otherwise: refused unless asked for by name
 
     @property
     def normalised(self) -> bool:
@@ -71,7 +72,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What was checked about the injectivity of the executed map (design: determinants, round trip).
+    """What was checked about the injectivity of the executed map (design: determinants, round trip), and its degree where it folds.
 
     Attributes:
         n: samples whose determinants were inspected.
@@ -82,6 +83,8 @@ class Certificate:
         round_trip_error: largest max-norm distance among those that returned, in the system's length unit.
         tolerance: the distance that counts as having returned.
         round_trip_of: "reference" (held-out target samples) or "samples" (the sampler's own).
+        n_degree: prior draws of a far sphere whose images were looked at, 0 where nothing was found to fold (`samplers.degree`).
+        degree_margin: how far from the origin the images of that sphere stay on their way, over the farthest sample.
     """
 
     n: int
@@ -92,6 +95,13 @@ class Certificate:
     round_trip_error: float = math.nan
     tolerance: float = math.nan
     round_trip_of: str = "none"
+    n_degree: int = 0
+    degree_margin: float = math.nan
+
+    @property
+    def degree_one(self) -> bool:
+        """Whether the far sphere was seen to go around every sample once, so that preimages, counted with their signs, are one."""
+        return self.n_degree > 0 and self.degree_margin > 1
 
     @property
     def clean(self) -> bool:
@@ -190,8 +200,15 @@ class WeightedSamples:
         return int(self.failed.sum())
 
     @property
+    def sign(self) -> Tensor:
+        """[N] sign of each weight: -1 where a SIGNED map reverses orientation, 1 everywhere else."""
+        if self.proposal.density is not Density.SIGNED or self.proposal.sign is None:
+            return torch.ones_like(self.u)
+        return torch.where(self.failed, 1.0, self.proposal.sign)
+
+    @property
     def log_w(self) -> Tensor:
-        """log w = -u - log q, [N]; -inf where u = +inf (a legitimate zero weight) or the row failed, finite elsewhere."""
+        """log |w| = -u - log q, [N]; -inf where u = +inf (a legitimate zero weight) or the row failed, finite elsewhere."""
         zero = self.failed | (self.u == math.inf)
         return torch.where(zero, -math.inf, -self.u - self.proposal.log_q)
 

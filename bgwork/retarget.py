@@ -15,7 +15,7 @@ from torch import Tensor
 from bgwork.error_bars import delta_stderr
 from bgwork.protocols import Target
 from bgwork.records import Estimate, WeightedSamples
-from bgwork.reweighting import ess, weigh
+from bgwork.reweighting import ess, normalised_weights, weigh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,7 @@ def predict(weighted: WeightedSamples, change: Tensor) -> Prediction:
 def _loss(weighted: WeightedSamples, change: Tensor) -> Estimate:
     """V of `Prediction`, with its standard error by the delta method."""
     value, influence = 0.0, torch.zeros_like(change)
-    for power, of_mean, of_variance in ((1, 2.0, -1.0), (2, -2.0, 2.0)):
-        p = torch.softmax(power * weighted.log_w, 0)
+    for p, of_mean, of_variance in ((normalised_weights(weighted), 2.0, -1.0), (torch.softmax(2 * weighted.log_w, 0), -2.0, 2.0)):
         off = change - (p * change).sum()
         variance = (p * off.square()).sum()
         value += (of_mean * (p * change).sum() + of_variance * variance).item()

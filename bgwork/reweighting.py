@@ -52,11 +52,44 @@ def weigh(proposal: Proposal, target: Target, *, accept: Collection[Density] = (
 
 
 def normalised_weights(weighted: WeightedSamples) -> Tensor:
-    """Weights p_i = w_i / sum_j w_j, [N], summing to one.
+    """Weights p_i = w_i / sum_j w_j, [N], summing to one; some are negative where a SIGNED map folds.
 
     Raises:
-        ValueError: if there are no samples or all weights are zero.
+        ValueError: if there are no samples, all weights are zero, or the negative ones outweigh the others.
     """
+    p = weighted.sign * _magnitudes(weighted)
+    total = p.sum()
+    if total <= 0:
+        raise ValueError(f"the weights of {len(weighted)} samples add up to {total.item():.2g} of their magnitudes: the map folds almost "
+                         "everywhere; use more steps")
+    return p / total if (p < 0).any() else p
+
+
+def chances(weighted: WeightedSamples) -> Tensor:
+    """`normalised_weights` as probabilities by which rows may be drawn, [N].
+
+    Raises:
+        ValueError: as `normalised_weights`, or if a weight is negative.
+    """
+    p = normalised_weights(weighted)
+    refuse_negative(weighted, "rows cannot be drawn by weight")
+    return p
+
+
+def refuse_negative(weighted: WeightedSamples, consequence: str) -> None:
+    """Stop where some weights are negative and what is asked for needs a density.
+
+    Raises:
+        ValueError: if a weight is negative; the message names the consequence.
+    """
+    negative = int(((weighted.sign < 0) & (weighted.log_w > -math.inf)).sum())
+    if negative:
+        raise ValueError(f"{negative} of {len(weighted)} weights are negative, where the map folds, so that {consequence}; "
+                         "averages and log Z can be had, and with more steps the map does not fold")
+
+
+def _magnitudes(weighted: WeightedSamples) -> Tensor:
+    """|w_i| / sum_j |w_j|, [N]."""
     if len(weighted) == 0:
         raise ValueError("no samples (n = 0): nothing can be estimated; draw at least one")
     log_w = weighted.log_w
@@ -141,7 +174,8 @@ def log_z(weighted: WeightedSamples) -> Estimate:
     if not weighted.proposal.density.normalised:
         raise ValueError("log Z is unknown for MCMC samples; ratios and averages only")
     p = normalised_weights(weighted)
-    value = torch.logsumexp(weighted.log_w, 0).item() - math.log(len(p))
+    of_magnitudes = (weighted.sign * _magnitudes(weighted)).sum().item()  # sum w / sum |w|
+    value = torch.logsumexp(weighted.log_w, 0).item() + math.log(of_magnitudes) - math.log(len(p))
     seen = delta_stderr(p - 1 / len(p), weighted.proposal.group)
     unseen = max(0.0, unseen_weight(weighted) - 1 / len(p))  # a draw of average weight more would change nothing
     return Estimate(value=value, stderr=math.hypot(seen, unseen), n_eff=effective_number(weighted))
@@ -156,7 +190,7 @@ def expectation(weighted: WeightedSamples, f: Callable[[Tensor], Tensor]) -> Est
 
     Args:
         weighted: N samples.
-        f: maps configurations [B, n, d] to [B]; called once, on the rows of positive weight.
+        f: maps configurations [B, n, d] to [B]; called once, on the rows whose weight is not zero.
     Raises:
         ValueError: if no weight is positive, or f is not finite or of the wrong shape there.
     """
@@ -170,15 +204,15 @@ def average(weighted: WeightedSamples, values: Tensor) -> Estimate:
         weighted: N samples.
         values: [N]; whatever stands in rows of zero weight is ignored.
     Raises:
-        ValueError: if no weight is positive, or a value of positive weight is not finite.
+        ValueError: if no weight is positive, or a value whose weight is not zero is not finite.
     """
     p = normalised_weights(weighted)
     if values.shape != p.shape:
         raise ValueError(f"got values of shape {tuple(values.shape)} for {len(p)} samples; one number for each is needed")
-    values = torch.where(p > 0, values.double(), 0.0)
+    values = torch.where(p != 0, values.double(), 0.0)
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        raise ValueError(f"the values are not finite at {bad} of {int((p > 0).sum())} samples of positive weight: they have no average")
+        raise ValueError(f"the values are not finite at {bad} of {int((p != 0).sum())} samples of positive weight: they have no average")
     mean = (p * values).sum().item()
     stderr = weighted_stderr(p, values - mean, group=weighted.proposal.group, unseen=unseen_weight(weighted))
     variance = (p * (values - mean).square()).sum().item()
@@ -186,13 +220,13 @@ def average(weighted: WeightedSamples, values: Tensor) -> Estimate:
 
 
 def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples) -> Tensor:
-    """f at the rows of positive weight, zero elsewhere (where it does not matter), [N] float64.
+    """f at the rows whose weight is not zero, and zero elsewhere (where it does not matter), [N] float64.
 
     Raises:
         ValueError: if f does not return one number for each configuration.
     """
     p = normalised_weights(weighted)
-    rows = p > 0
+    rows = p != 0
     with torch.no_grad():
         values = torch.as_tensor(f(weighted.x[rows])).double()
     if values.shape != (int(rows.sum()),):
@@ -201,14 +235,15 @@ def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples) -> Tensor
 
 
 def max_weight(weighted: WeightedSamples) -> float:
-    """Largest single weight as a fraction of their sum, with weights as in `family_weights`; NaN as `effective_number`."""
-    return math.nan if math.isnan(effective_number(weighted)) else family_weights(weighted).max().item()
+    """Largest single weight, of either sign, as a fraction of their sum; weights as in `family_weights`; NaN as `effective_number`."""
+    return math.nan if math.isnan(effective_number(weighted)) else family_weights(weighted).abs().max().item()
 
 
 def negative_mass(weighted: WeightedSamples) -> Estimate:
     """Weight of samples at which the executed map reverses orientation, relative to the signed mass: sum_{sign<0} w / sum sign w.
 
-    Where a map folds, sign(det) w stays unbiased for Z (degree one), so Z from plain weights is too large by twice this fraction.
+    Where a map folds, sign(det) w stays unbiased for Z (degree one), so Z from plain weights, as UNCERTIFIED samples have them, is too
+    large by twice this fraction.
 
     Returns:
         The fraction; infinite, with no standard error, where the signed mass is not positive.
@@ -218,7 +253,7 @@ def negative_mass(weighted: WeightedSamples) -> Estimate:
     sign = weighted.proposal.sign
     if sign is None:
         raise ValueError(f"{weighted.proposal.density.value} samples carry no determinant signs; only the executed map of a flow does")
-    p = normalised_weights(weighted)
+    p = _magnitudes(weighted)
     signed, negative = torch.where(p > 0, p * sign, 0.0), p * (sign < 0)
     mass, n_eff = signed.sum().item(), effective_number(weighted)
     if mass <= 0:
@@ -233,11 +268,11 @@ def resample(weighted: WeightedSamples, n: int, *, generator: torch.Generator) -
     The result is UNNORMALISED: log Z belongs to the samples before resampling.
 
     Raises:
-        ValueError: if n < 1, or no weight is positive.
+        ValueError: if n < 1, no weight is positive, or some are negative.
     """
     if n < 1:
         raise ValueError(f"cannot resample {n} rows; ask for at least one")
-    drawn = torch.multinomial(normalised_weights(weighted), n, replacement=True, generator=generator)
+    drawn = torch.multinomial(chances(weighted), n, replacement=True, generator=generator)
     copies = weighted.take(drawn)
     rows = copies.proposal
     proposal = replace(rows, log_q=-copies.u, density=Density.UNNORMALISED, group=drawn if rows.group is None else rows.group,

@@ -25,7 +25,7 @@ from bgwork.generators import generator_path, load_trained
 from bgwork.protocols import Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, tensor_fingerprint, versions
 from bgwork.recipes import Choice, Recipe, Trained
-from bgwork.recipes.files import OBJECTIVES
+from bgwork.recipes.files import OBJECTIVES, resampled_as
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
@@ -77,6 +77,7 @@ class SampleSettings:
         weights: "density" (exact, of the map that was run), "continuous" (divergence integral, the only one for dopri5), "path" (of
             the kernels that were run) or "directional" (the same with a width for each direction); by default the generator's own.
         compiled: whether Jacobians are compiled first, which changes the numbers by round-off.
+        overrides: "sampler.key=value" for other values in the recipe's [sampler] table.
     """
 
     n: int = 2000
@@ -85,6 +86,7 @@ class SampleSettings:
     steps: int | None = None
     weights: str | None = None
     compiled: bool = False
+    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -104,8 +106,8 @@ class SampleSettings:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """What decides the numbers; an uncompiled run's are those of versions that could not compile."""
-        return {key: value for key, value in asdict(self).items() if key != "compiled" or value}
+        """What decides the numbers; without the last two they are those of versions that did not know of them."""
+        return {key: value for key, value in asdict(self).items() if key not in ("compiled", "overrides") or value}
 
     def on(self, recipe: Recipe) -> SampleSettings:
         """The same with what was left open taken from a generator's recipe.
@@ -195,6 +197,7 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
         own = RUNS / system.name / (recipe or "shipped")
     else:
         (made_by, trained), own = load_trained(path), path.parent
+    made_by = resampled_as(made_by, settings.overrides)
     asked = settings.on(made_by)
     choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights)
     made_by.check(choice)

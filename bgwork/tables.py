@@ -66,7 +66,8 @@ def weight_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if report["n_groups"]:
         rows.append(("independent groups", str(report["n_groups"]), "chains or islands; the rows of one count as one for the error bars"))
     if report["negative_mass"]:
-        rows.append(("folded weight", estimate(report["negative_mass"]), "where the map reverses orientation; half the relative bias of Z"))
+        meaning = "subtracted" if report["density"] == "signed" else "half the relative bias of Z"
+        rows.append(("folded weight", estimate(report["negative_mass"]), f"where the map reverses orientation; {meaning}"))
     return rows
 
 
@@ -105,6 +106,10 @@ def density_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("round trip", f"{returned} of {certificate['n_round_trip']} {certificate['round_trip_of']} returned, "
                            f"largest error {number(certificate['round_trip_error'], 2)}"),
         ]
+        if certificate.get("n_degree"):
+            margin = number(certificate["degree_margin"], 3)
+            rows.append(("degree", f"images of {certificate['n_degree']} far points stay {margin} times as far out as any sample; above 1, "
+                                   "signed weights are unbiased"))
     return rows
 
 

@@ -20,12 +20,12 @@ def folded_weights(steps, n=20_000):
     return proposal, torch.exp(-target.u(proposal.x) - proposal.log_q - target.log_z)
 
 
-def test_a_fold_is_counted_and_refuses_the_certificate():
+def test_a_fold_is_counted_and_its_weights_are_signed():
     proposal, w = folded_weights(steps=1)
     negative = (proposal.sign < 0).double()
     stderr = w.std() / math.sqrt(len(w))
     signed = proposal.sign * w
-    assert proposal.density is Density.UNCERTIFIED and "determinant <= 0" in proposal.note
+    assert proposal.density is Density.SIGNED and "determinant <= 0" in proposal.note and "degree is one" in proposal.note
     assert proposal.certificate.n_negative == negative.sum() > 1000
     assert w.mean() - 1 > 10 * stderr
     assert abs(signed.mean() - 1) < 4 * signed.std() / math.sqrt(len(w))

@@ -176,7 +176,7 @@ def test_evaluations_are_counted():
         proposal = made("mlp", round_trip=held_out).sample(10, generator=seed())
         trip = made("mlp").invert(proposal.x if held_out is None else held_out).cost
         assert proposal.cost.network == proposal.cost.jacobian == 10 * 8 and proposal.cost.seconds > 0
-        assert proposal.note.endswith(f"at {trip.network} network evaluations and {trip.jacobian} Jacobians beyond those of sampling")
+        assert proposal.note.endswith(f"at {trip.network} network evaluations and {trip.jacobian} Jacobians beyond sampling's")
     inversion = made("mlp").invert(torch.zeros(3, 1, 2).double())
     newton = 2 * int(inversion.iterations.sum())
     assert inversion.cost.jacobian == newton and inversion.cost.network == newton + 3 * 8 + 3 * 8

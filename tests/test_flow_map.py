@@ -178,9 +178,9 @@ def test_density_integrates_to_one_over_the_plane():
     assert q.sum().item() * 0.25**2 == pytest.approx(1, abs=1e-6)
 
 
-def test_a_folding_map_loses_its_label():
+def test_a_folding_map_is_signed():
     target = GaussianOracle(space=LINE)
-    for steps, label in ((1, Density.UNCERTIFIED), (8, Density.EXACT)):
+    for steps, label in ((1, Density.SIGNED), (8, Density.EXACT)):
         proposal = sampler(LINE, AverageVelocity(Steady(folding())), steps=steps, std=2.0, batch=4096).sample(5_000, generator=seed())
         w = torch.exp(-target.u(proposal.x) - proposal.log_q - target.log_z)
         biased = abs(w.mean() - 1) > 10 * w.std() / math.sqrt(len(w))

@@ -97,3 +97,8 @@ def test_modules_import_nothing_that_only_comes_with_an_extra(path):
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         for name in (name.split(".")[0] for name in names):
             assert name in sys.stdlib_module_names or name == "bgwork" or canonical(name) in declared, name
+
+
+def test_the_package_can_be_run_as_a_module():
+    run = subprocess.run([sys.executable, "-m", "bgwork", "--help"], capture_output=True, text=True, check=True)
+    assert "From an energy to equilibrium averages" in run.stdout

@@ -1,5 +1,6 @@
 """Recipes: what is wrong is named, overrides reach the job, and what is written back is what was meant."""
 
+import re
 import shutil
 import tomllib
 from dataclasses import replace
@@ -17,7 +18,7 @@ from bgwork.protocols import Sampler
 from bgwork.recipes import RecipeError, Request, initial_network, list_recipes, load_recipe, parse_recipe, save_recipe
 from bgwork.recipes.base import Trained
 from bgwork.records import Origin
-from bgwork.runs import SampleSettings
+from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system
 
 
@@ -44,6 +45,21 @@ def test_the_commands_know_every_recipe_s_own_way_of_sampling():
             recipe = load_recipe(system, name)
             asked, own = SampleSettings().on(recipe), recipe.default_choice()
             assert (asked.integrator, asked.steps, asked.weights) == (own.integrator, own.steps, own.weights)
+
+
+def test_overrides_of_a_generator_reach_its_grid_and_nothing_else():
+    changed = find_run("ala2-vacuum", SampleSettings(n=1, steps=8, overrides=("sampler.ease=1", "sampler.stretch=1.5")), recipe="fm-more",
+                       folder=None)
+    own = find_run("ala2-vacuum", SampleSettings(n=1, steps=8), recipe="fm-more", folder=None)
+    flow, before = changed.sampler(lambda *_: None), own.sampler(lambda *_: None)
+    assert flow.grid.times == tuple(1 - (1 - k / 8) ** 2 for k in range(9)) != before.grid.times
+    assert flow.prior.std / before.prior.std == pytest.approx(1.5 / 1.04)
+    assert changed.fingerprint != own.fingerprint and changed.settings.decisive["overrides"] == ("sampler.ease=1", "sampler.stretch=1.5")
+    assert "overrides" not in own.settings.decisive
+    wrong_ones = {"training.steps=3": "no key of [sampler]", "sampler.foo=1": "allowed here: integrator, steps", "ease=1": "no key of"}
+    for wrong, told in wrong_ones.items():
+        with pytest.raises(RecipeError, match=re.escape(told)):
+            find_run("ala2-vacuum", SampleSettings(n=1, overrides=(wrong,)), folder=None)
 
 
 def test_overrides_reach_the_job(toy):

@@ -35,7 +35,8 @@ def resampled(weighted: WeightedSamples, n: int, *, generator: torch.Generator) 
     Raises:
         ValueError: if no weight is positive.
     """
-    rows = torch.multinomial(normalised_weights(weighted), n, replacement=True, generator=generator)
+    # Of a folded map, rows of negative weight cancel others close by; as training data they are left out.
+    rows = torch.multinomial(normalised_weights(weighted).clamp_min(0), n, replacement=True, generator=generator)
     return Resampled(x=weighted.x[rows], ess=ess(weighted), distinct=len(rows.unique()), cost=weighted.proposal.cost)
 
 

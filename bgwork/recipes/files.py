@@ -82,6 +82,24 @@ def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
         raise RecipeError("\n".join([f"{source}:", *(f"  {_explain(e, kind)}" for e in error.errors())])) from error
 
 
+def resampled_as(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A generator's recipe with other values in [sampler], which is no part of its training.
+
+    Args:
+        recipe: that the generator was trained with.
+        overrides: "sampler.key=value", as in `load_recipe`.
+    Raises:
+        RecipeError: naming the allowed keys; also for a key of another table, which cannot be changed any more.
+    """
+    values = recipe.model_dump()
+    for override in overrides:
+        if not override.strip().startswith("sampler."):
+            raise RecipeError(f"{override!r} is no key of [sampler], and the generator is trained; write sampler.key=value, with one of "
+                              f"{', '.join(values['sampler'])}")
+        _override(values, override)
+    return parse_recipe(values, source="--set")
+
+
 def resumable(job: TrainingJob) -> TrainingJob:
     """The job under the recipe in its checkpoint's header, if that says the same but lacks keys not known when it was written."""
     if not job.checkpoint.exists():

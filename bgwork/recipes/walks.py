@@ -16,7 +16,7 @@ from bgwork.paths import Times, stops
 from bgwork.protocols import Sampler, Target
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.sections import LoopSection, Share
-from bgwork.reweighting import ess, normalised_weights, weigh
+from bgwork.reweighting import chances, ess, weigh
 from bgwork.samplers.directional import JACOBIAN, directional, fitted
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.sde import PathSampler
@@ -141,7 +141,7 @@ def piloted(walk: PathSampler, target: Target) -> PathSampler:
     if effective < LEAST_EFFECTIVE:
         raise RecipeError(f"only {effective:.1f} of {PILOT} samples of a pilot run are effective, too few to fit directional widths to "
                           f"({LEAST_EFFECTIVE:g} needed); take weights = \"path\", more steps, or train further")
-    rows = torch.multinomial(normalised_weights(pilot), PILOT, replacement=True, generator=generator)
+    rows = torch.multinomial(chances(pilot), PILOT, replacement=True, generator=generator)
     kernels = fitted(directional(walk.kernels), pilot.proposal.x[rows], generator=generator)
     fitted_to = f"fitted to a pilot run of {PILOT} weighted samples, {effective:.0f} of them effective"
     return replace(walk, kernels=kernels, note=f"{JACOBIAN}, {fitted_to}")

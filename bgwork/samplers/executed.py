@@ -4,8 +4,9 @@ log q(T(z)) = log p0(z) - sum_k log|det DT_k|, without discretisation bias at an
 the determinant over all nd coordinates equals that over the subspace, because a step moves configurations by something without a mean
 and so translations are eigenvectors with eigenvalue 1.
 
-Where T folds, w = exp(-u)/q counts every preimage and is void, while sign(det) w stays unbiased (degree one). The certificate looks for
-folds: negative determinants among the samples, and configurations that do not survive x -> T^-1(x) -> x.
+Where T folds, w = exp(-u)/q counts every preimage and is void, while sign(det) w stays unbiased if T is of degree one. The certificate
+looks for folds: negative determinants among the samples, and configurations that do not survive x -> T^-1(x) -> x. Where it finds a
+negative one it looks at the degree (`samplers.degree`), and the density is SIGNED if that is one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from bgwork.protocols import Field, Prior
-from bgwork.records import Certificate, Cost, Density, Origin, Proposal
+from bgwork.records import Certificate, Cost, Origin, Proposal
 from bgwork.samplers.batches import Progress, check_configurations, check_count, check_field, map_batches, rows_in_cache
+from bgwork.samplers.certificates import density_of, describe
+from bgwork.samplers.degree import degree_margin
 from bgwork.samplers.inverse import Inversion, invert_step
 from bgwork.spaces import Space
 
@@ -72,7 +75,8 @@ class ExecutedMap(ABC):
         batch: configurations in memory at once, by default as many as `rows_in_cache`; results do not depend on it beyond the field's
             round-off.
         round_trip: held-out target configurations [M, n, d] for the certificate; without it, own samples make the trip.
-        n_round_trip: own samples sent on it; 0 saves their cost, and leaves the density UNCERTIFIED.
+        n_round_trip: own samples sent on it; 0 saves their cost, and leaves the density UNCERTIFIED,
+            or SIGNED.
         tolerance: distance, in the system's length unit, within which a round trip must return.
         on_batch: called with (done, total) after each batch.
     """
@@ -126,8 +130,9 @@ class ExecutedMap(ABC):
             n: number of samples.
             generator: source of the prior draws; the same seed gives the same numbers.
         Returns:
-            Proposal, density EXACT if the certificate is clean and UNCERTIFIED otherwise. Samples that diverged stay in it as NaN and
-            count as folded. Its cost is that of sampling; the note says what the certificate took besides.
+            Proposal, density EXACT if the certificate is clean, SIGNED if the map folds and is of degree one, UNCERTIFIED otherwise.
+            Samples that diverged stay in it as NaN and count as folded. Its cost is that of sampling; the note says what the certificate
+            took besides.
         Raises:
             ValueError: if n < 1, or the field does not fit the prior's space.
         """
@@ -141,7 +146,7 @@ class ExecutedMap(ABC):
         certificate, spent = self._certify(z, pushed)
         return Proposal(
             x=pushed.x, log_q=log_q, space=self.space, sign=pushed.sign, certificate=certificate,
-            density=Density.EXACT if certificate.clean else Density.UNCERTIFIED,
+            density=density_of(certificate, pushed.sign),
             origin=self.origin if self.origin.seed is not None else replace(self.origin, seed=generator.initial_seed()),
             cost=cost, note=f"executed map, {self.description}: {describe(certificate, spent)}")
 
@@ -245,11 +250,14 @@ class ExecutedMap(ABC):
             inversion = self._invert(self.round_trip.double())
             kind, trip = "reference", (inversion.error, inversion.cost)
         error, cost = trip
+        n_degree, margin = degree_margin(self.forward, self.space, z, pushed.x) if pushed.folded.any() else (0, torch.nan)
+        cost = cost + Cost(network=n_degree * self.evaluations)
         returned, singular = error <= self.tolerance, pushed.smallest_singular[~pushed.smallest_singular.isnan()]
         return Certificate(
             n=len(z), n_negative=int(pushed.folded.sum()), n_round_trip=len(error), n_round_trip_failed=int((~returned).sum()),
             smallest_singular=float(singular.min()) if len(singular) else torch.nan, round_trip_of=kind if len(error) else "none",
-            round_trip_error=float(error[returned].max()) if returned.any() else torch.nan, tolerance=self.tolerance), cost
+            round_trip_error=float(error[returned].max()) if returned.any() else torch.nan, tolerance=self.tolerance,
+            n_degree=n_degree, degree_margin=margin), cost
 
     def _own_round_trip(self, z: Tensor, x: Tensor) -> tuple[Tensor, Cost]:
         """Distance between z and T^-1(T(z)): another preimage is as much a failure as none. NaN for rows that diverged."""
@@ -270,12 +278,3 @@ def smallest_singular_value(jacobian: Tensor) -> Tensor:
 def empty_inversion(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """z, log_prob, iterations and error of no configurations."""
     return x.double(), x.new_zeros(0).double(), torch.zeros(0, dtype=torch.int64), x.new_zeros(0).double()
-
-
-def describe(certificate: Certificate, spent: Cost) -> str:
-    """The certificate, and the work that it took beyond sampling, in words."""
-    back = certificate.n_round_trip - certificate.n_round_trip_failed
-    return (
-        f"{certificate.n_negative} of {certificate.n} samples with a determinant <= 0; round trip of {certificate.round_trip_of}: "
-        f"{back} of {certificate.n_round_trip} returned, largest error {certificate.round_trip_error:.1e}, tolerance "
-        f"{certificate.tolerance:.0e}, at {spent.network} network evaluations and {spent.jacobian} Jacobians beyond those of sampling")

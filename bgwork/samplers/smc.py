@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bgwork.protocols import Prior, Sampler, Target
 from bgwork.records import Cost, Density, Origin, Proposal, WeightedSamples
-from bgwork.reweighting import weigh
+from bgwork.reweighting import refuse_negative, weigh
 from bgwork.samplers.batches import check_count
 from bgwork.samplers.moves import Hamiltonian, Kernel, Path, Walkers, tuned_step
 from bgwork.samplers.resampling import Population, ancestral_ess, in_islands, resampled, reweighted, slope
@@ -162,6 +162,7 @@ class Annealer(Tempering, abc.ABC):
 
     def _enter(self, weighted: WeightedSamples, *, islands: int) -> Population:
         """Weights proper for u_beta at the first beta: log w = -u_beta - log q, and -inf in the rows without weight at the target."""
+        refuse_negative(weighted, "rows cannot be resampled by weight")
         proposal, alive = weighted.proposal, weighted.log_w > -math.inf
         walkers = Walkers(x=proposal.x, u_0=self.path.u_0(proposal.x), u=weighted.u)
         log_w = -walkers.u_0 - self.first_beta * slope(walkers, alive) - proposal.log_q

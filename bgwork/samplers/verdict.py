@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from bgwork.records import MOVED, RESAMPLED, Estimate
+from bgwork.records import MOVED, RESAMPLED, Density, Estimate
 from bgwork.samplers.diagnosis import Comparison, Diagnosis
 
 MAX_FAILED = 1e-3  # fraction of NaN rows (design section 3)
@@ -36,6 +36,8 @@ def _praise(figures: Diagnosis) -> str:
     compared = len(figures.reference) + len(figures.basin_reference)
     if compared:
         parts.append(f"all {compared} reference values within {MAX_Z:g} standard errors")
+    if figures.density is Density.SIGNED:
+        parts.append(f"weights signed, since the map folds ({_percent(figures.negative_mass)} of the weight is negative)")
     parts += [f"edited: {edit}" for edit in figures.edits]
     if not (figures.forward_ess or compared):
         parts.append("missing modes were not looked for, for want of an independent reference")
@@ -59,7 +61,7 @@ def _edits(figures: Diagnosis) -> Iterator[str]:
 
 def _folds(figures: Diagnosis) -> Iterator[str]:
     certificate = figures.certificate
-    if certificate is None:
+    if certificate is None or figures.density is Density.SIGNED:
         return
     if certificate.n_negative:
         bias = "" if figures.negative_mass is None else f", biasing Z by {2 * figures.negative_mass.value:.2g} of itself"

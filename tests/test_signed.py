@@ -1,0 +1,206 @@
+"""Signed weights: unbiased where the map folds, if its degree is one; refused where a density or a probability is needed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from flows import LINE, PLANE, flow, seed
+from oracles import LineOracle, propose
+from simple_fields import Linear, Pointwise, folding
+
+from bgwork.free_energy import forward_ess, free_energy_difference, log_z_bar
+from bgwork.objectives.bootstrap import resampled
+from bgwork.profiles import free_energy_profile
+from bgwork.records import Certificate, Density, Estimate, WeightedSamples
+from bgwork.retarget import retarget_temperature
+from bgwork.reweighting import average, chances, ess, expectation, log_z, max_weight, negative_mass, normalised_weights, resample, weigh
+from bgwork.samplers.degree import DRAWS, degree_margin, directions
+from bgwork.samplers.diagnostics import ReferenceSet, diagnose
+from bgwork.samplers.smc import Rejuvenated
+from bgwork.spaces import Euclidean, MeanFree, Torus
+from bgwork.store import load_samples, save_samples
+
+N = 20_000
+SKEW = LineOracle(lambda x: x.square() / 2 + torch.sin(x))  # no symmetry to hide a mistake in
+FUNCTIONS = {"x": lambda x: x[:, 0, 0], "square": lambda x: x[:, 0, 0].square(), "beyond a fold": lambda x: (x[:, 0, 0] > 1).double()}
+
+
+def gentle() -> Pointwise:
+    """v = .75 sin 2x: one Euler step folds where cos 2x < -2/3, for a small part of the prior."""
+    return Pointwise(lambda t, x: 0.75 * torch.sin(2 * x), lambda t, x: 1.5 * torch.cos(2 * x))
+
+
+def slight() -> Pointwise:
+    """v = .55 sin 2x, which folds where cos 2x < -.91 only."""
+    return Pointwise(lambda t, x: 0.55 * torch.sin(2 * x), lambda t, x: 1.1 * torch.cos(2 * x))
+
+
+def folded(n: int = N, *, field=None, value: int = 0, target=SKEW) -> WeightedSamples:
+    sampler = flow(LINE, field or folding(), integrator="euler", steps=1, std=2.0, batch=4096, n_round_trip=8)
+    return weigh(sampler.sample(n, generator=seed(value)), target)
+
+
+def plain(weighted: WeightedSamples) -> WeightedSamples:
+    """The same samples with positive weights."""
+    return replace(weighted, proposal=replace(weighted.proposal, density=Density.UNCERTIFIED))
+
+
+def truth(f) -> float:
+    return SKEW.average(lambda x: f(x.view(-1, 1, 1)))
+
+
+@pytest.mark.parametrize("field", [folding, gentle])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_averages_are_unbiased(name, field):
+    found = expectation(folded(field=field()), FUNCTIONS[name])
+    assert abs(found.value - truth(FUNCTIONS[name])) < 4 * found.stderr
+
+
+@pytest.mark.parametrize("field", [folding, gentle])
+def test_log_z_is_unbiased_and_plain_weights_are_not(field):
+    weighted = folded(field=field())
+    assert weighted.proposal.density is Density.SIGNED and (weighted.sign < 0).any()
+    assert abs(log_z(weighted).z(Estimate(value=SKEW.log_z, stderr=0.0))) < 4
+    assert log_z(plain(weighted)).z(Estimate(value=SKEW.log_z, stderr=0.0)) > 5
+    assert math.exp(log_z(plain(weighted)).value - log_z(weighted).value) == pytest.approx(1 + 2 * negative_mass(weighted).value)
+    assert negative_mass(plain(weighted)) == replace(negative_mass(weighted), n_eff=negative_mass(plain(weighted)).n_eff)
+
+
+def test_error_bars_cover():
+    """Of 300 estimates of log Z and <x> from 500 samples each, how many lie within two standard errors: .954 of independent ones."""
+    z = []
+    for value in range(300):
+        weighted = folded(500, value=value)
+        z.append((log_z(weighted).z(Estimate(value=SKEW.log_z, stderr=0.0)),
+                  expectation(weighted, FUNCTIONS["x"]).z(Estimate(value=truth(FUNCTIONS["x"]), stderr=0.0))))
+    covered = (torch.tensor(z).abs() < 2).double().mean(0)
+    assert (covered > 0.954 - 4 * math.sqrt(0.954 * 0.046 / 300)).all()
+
+
+def test_ess_and_largest_weight_count_magnitudes():
+    weighted, signed = folded(), normalised_weights(folded())
+    assert signed.sum().item() == pytest.approx(1.0) and (signed < 0).any()
+    assert ess(weighted).value == pytest.approx(1 / (N * signed.square().sum().item()))
+    assert ess(weighted).value < ess(plain(weighted)).value
+    assert max_weight(weighted) == signed.abs().max().item()
+
+
+def test_differences_and_profiles_take_signed_weights():
+    weighted = folded()
+    difference = free_energy_difference(weighted, lambda x: x[:, 0, 0] < 0, lambda x: x[:, 0, 0] >= 0)
+    right = truth(lambda x: (x[:, 0, 0] >= 0).double())
+    assert abs(difference.value - math.log((1 - right) / right)) < 4 * difference.stderr
+    edges = torch.linspace(-2.0, 1.0, 7)
+    profile = free_energy_profile(weighted, FUNCTIONS["x"], edges)
+    exact = torch.tensor([truth(lambda x, a=a, b=b: ((x[:, 0, 0] >= a) & (x[:, 0, 0] < b)).double()) for a, b in zip(edges, edges[1:])])
+    assert ((profile.value + (exact / edges.diff()).log()).abs() < 4 * profile.stderr).all()
+    warmer = retarget_temperature(weighted, factor=1.2).samples
+    hot = LineOracle(lambda x: SKEW.energy_1d(x) / 1.2)
+    assert abs(log_z(warmer).z(Estimate(value=hot.log_z, stderr=0.0))) < 4
+
+
+def test_what_needs_a_density_or_probabilities_refuses():
+    weighted, x = folded(64), torch.zeros(3, 1, 1).double()
+    known = torch.zeros(3).double(), SKEW.u(x)
+    for attempt in (lambda: resample(weighted, 5, generator=seed()), lambda: chances(weighted), lambda: log_z_bar(weighted, *known),
+                    lambda: forward_ess(weighted, *known)):
+        with pytest.raises(ValueError, match="weights are negative, where the map folds"):
+            attempt()
+    source = flow(LINE, folding(), integrator="euler", steps=1, std=2.0)
+    with pytest.raises(ValueError, match="weights are negative"):
+        Rejuvenated(source=source, target=SKEW, pilot=32, islands=4).sample(64, generator=seed())
+
+
+def test_training_data_leave_negative_rows_out():
+    weighted = folded(500)
+    rows = resampled(weighted, 2000, generator=seed()).x
+    assert not torch.isin(rows, weighted.x[weighted.sign < 0]).any()
+
+
+def test_a_map_whose_negative_weights_win_is_told():
+    weighted = folded(64)
+    upside_down = replace(weighted, proposal=replace(weighted.proposal, sign=-weighted.proposal.sign.abs()))
+    with pytest.raises(ValueError, match="folds almost everywhere"):
+        log_z(upside_down)
+
+
+def test_the_verdict_trusts_signed_weights_and_says_so():
+    weighted = folded()
+    x = SKEW.sample(4000, generator=seed(9))
+    samples = weigh(replace(propose(SKEW, 4000, seed=9, density=Density.UNNORMALISED), x=x, log_q=-SKEW.u(x)), SKEW)
+    found = diagnose(weighted, reference=ReferenceSet(samples=samples), observables=FUNCTIONS)
+    assert found.trusted and "weights signed, since the map folds" in found.verdict and len(found.reference) == 4
+    assert not diagnose(plain(weighted), observables=FUNCTIONS).trusted
+
+
+def test_bar_next_to_a_slight_fold_is_said_to_be_off_by_that_much():
+    weighted, x = folded(field=slight()), SKEW.sample(4000, generator=seed(9))
+    samples = weigh(replace(propose(SKEW, 4000, seed=9, density=Density.UNNORMALISED), x=x, log_q=-SKEW.u(x)), SKEW)
+    sampler = flow(LINE, slight(), integrator="euler", steps=1, std=2.0, batch=4096)
+    log_q = sampler.log_prob(samples.x)
+    known = ~log_q.isnan()
+    assert known.double().mean() > 0.9
+    found = diagnose(weighted, reference=ReferenceSet(samples=samples.take(known), log_q=log_q[known]))
+    off = 2 * negative_mass(weighted).value
+    assert 0 < off < 0.05 and any(f"off by some {off:.1g}" in note for note in found.notes)
+    assert abs(found.log_z_bar.value - SKEW.log_z) < off + 4 * found.log_z_bar.stderr and found.forward_ess.value > 0.1
+
+
+def test_signs_and_degree_are_stored(tmp_path):
+    weighted = folded(100)
+    save_samples(tmp_path / "samples.npz", weighted)
+    again = load_samples(tmp_path / "samples.npz")
+    assert again.proposal.density is Density.SIGNED and again.proposal.certificate.degree_one
+    assert str(again.proposal.certificate) == str(weighted.proposal.certificate)
+    assert torch.equal(again.sign, weighted.sign) and log_z(again) == log_z(weighted)
+
+
+def test_a_map_that_turns_space_over_is_not_signed():
+    """z -> -2 z on the line: every determinant is negative, and so is the degree."""
+    proposal = flow(LINE, Linear(torch.tensor([[-3.0]]).double(), d=1), integrator="euler", steps=1).sample(50, generator=seed())
+    assert proposal.density is Density.UNCERTIFIED and proposal.certificate.degree_margin < 1e-9
+    assert not proposal.certificate.degree_one
+
+
+def test_the_degree_is_looked_at_where_determinants_are_negative_only():
+    clean = flow(LINE, folding(), integrator="euler", steps=8, std=2.0).sample(50, generator=seed()).certificate
+    assert clean.clean and clean.n_degree == 0 and not clean.degree_one
+    assert not Certificate(n=5, n_negative=1).degree_one
+
+
+def test_a_sample_without_a_determinant_leaves_the_density_uncertified():
+    def value(t, x):
+        return torch.where(x > 3, torch.nan, 1.5 * torch.sin(2 * x))
+
+    field = Pointwise(value, lambda t, x: torch.where(x > 3, torch.nan, 3 * torch.cos(2 * x)))
+    proposal = flow(LINE, field, integrator="euler", steps=1, std=2.0).sample(200, generator=seed())
+    assert proposal.x.isnan().any() and proposal.density is Density.UNCERTIFIED
+
+
+@pytest.mark.parametrize("space", [Euclidean(n=1, d=2), MeanFree(n=5, d=3), MeanFree(n=4, d=2)])
+def test_directions_are_unit_vectors_of_the_space_and_some_are_uneven(space):
+    found = directions(space)
+    assert found.shape == (DRAWS, space.n, space.d) and torch.equal(found, directions(space))
+    assert torch.allclose(found.flatten(1).norm(dim=1), torch.ones(DRAWS).double())
+    assert torch.allclose(space.project(found), found)
+    if space.n > 1:
+        share = found.square().sum(2).max(1).values
+        assert share[DRAWS // 2:].mean() > share[: DRAWS // 2].mean() + 0.1
+
+
+def test_the_margin_is_that_of_the_straight_way():
+    """Quarter turns of the plane come as near as 1/sqrt(2) of the radius, half turns to the origin."""
+    one = torch.tensor([[[1.0, 0.0]]]).double()
+    turns = {0: torch.eye(2).double(), 90: torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).double(), 180: -torch.eye(2).double()}
+    margin = {degrees: degree_margin(lambda z, turn=turn: z @ turn, PLANE, one, one)[1] for degrees, turn in turns.items()}
+    assert margin == pytest.approx({0: 100, 90: 100 / math.sqrt(2), 180: 0}, abs=1e-9)
+    assert degree_margin(lambda z: z, Torus(n=1, d=1), one[..., :1], one[..., :1])[0] == 0
+
+
+def test_uncertified_and_gaussian_samples_have_no_signs():
+    weighted = plain(folded(64))
+    assert (weighted.sign == 1).all() and (normalised_weights(weighted) >= 0).all()
+    assert average(weighted, torch.ones(64)).value == pytest.approx(1.0)
