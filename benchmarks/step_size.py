@@ -2,6 +2,8 @@
 
     python benchmarks/step_size.py dw4 -n 10000
     python benchmarks/step_size.py lj13 -n 2000 --steps 6 8 12 16 32
+
+Where the map folds at some samples, their weights carry signs (`Density.SIGNED`), and another row leaves them out.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from rows import Row, estimate_row, publish
 
 from bgwork.generators import load_generator
+from bgwork.records import Density
 from bgwork.reweighting import average, ess, log_z, weigh
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
@@ -30,6 +33,9 @@ def measure(name: str, sampler: Flow | ContinuousFlow, method: str, options: arg
             estimate_row("<u>", average(weighted, weighted.u), **common)]
     if proposal.certificate is not None:
         rows.append(Row(metric="negative determinants", value=proposal.certificate.n_negative, **common))
+    if proposal.density is Density.SIGNED:
+        rows.append(Row(metric="degree margin", value=proposal.certificate.degree_margin, goal="> 1", **common))
+        rows.append(estimate_row("log Z, signs left out", log_z(weighted.magnitudes), **common))
     return rows
 
 

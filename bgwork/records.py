@@ -207,6 +207,11 @@ class WeightedSamples:
         return torch.where(self.failed, 1.0, self.proposal.sign)
 
     @property
+    def magnitudes(self) -> WeightedSamples:
+        """The same samples with the weights' signs left out, as if the map did not fold."""
+        return replace(self, proposal=replace(self.proposal, sign=None))
+
+    @property
     def log_w(self) -> Tensor:
         """log |w| = -u - log q, [N]; -inf where u = +inf (a legitimate zero weight) or the row failed, finite elsewhere."""
         zero = self.failed | (self.u == math.inf)

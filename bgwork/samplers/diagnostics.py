@@ -80,7 +80,7 @@ def _absolute(weighted: WeightedSamples, reference: ReferenceSet) -> tuple[dict[
     rows = slice(None) if reference.rows is None else reference.rows
     chain, notes, magnitudes = reference.samples.proposal.group, [], weighted
     if (weighted.sign < 0).any():
-        magnitudes, off = replace(weighted, proposal=replace(weighted.proposal, sign=None)), 2 * negative_mass(weighted).value
+        magnitudes, off = weighted.magnitudes, 2 * negative_mass(weighted).value
         notes = [f"forward ESS and BAR take the map, which folds, for injective, and are off by some {off:.1g} of themselves"]
     sets, group = (magnitudes, reference.log_q, reference.samples.u[rows]), None if chain is None else chain[rows]
     try:
