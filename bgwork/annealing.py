@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from bgwork.partial import PartialSamples
 from bgwork.provenance import file_fingerprint, fingerprint
 from bgwork.records import Density, Proposal
 from bgwork.runs import RUNS, Run, RunError, SampleSettings, find_run, write_sampling
@@ -110,8 +111,8 @@ class Annealing:
             return SMC(prior=system.prior, **common)
         return Rejuvenated(source=self.source.sampler(on_batch), hottest=asked.hottest, accept=self.accept, **common)
 
-    def sample(self, on_batch: Progress) -> Proposal:
-        """The samples asked for."""
+    def sample(self, on_batch: Progress, *, kept: PartialSamples) -> Proposal:  # noqa: ARG002
+        """The samples asked for; all of them move on together, so that there are no batches to keep."""
         drawn = self.annealer(on_batch).sample(self.settings.n, generator=torch.Generator().manual_seed(self.settings.seed))
         return replace(drawn, origin=replace(drawn.origin, seed=self.settings.seed, config_hash=self.fingerprint))
 

@@ -5,8 +5,9 @@ Wrong input (any ValueError) ends with a message on stderr, naming the remedy, a
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -35,7 +36,8 @@ class Commands(TyperGroup):
             terminal.error(f"interrupted; {interruption}")
             raise typer.Exit(130) from None
         except KeyboardInterrupt:
-            terminal.error("interrupted; files are written whole or not at all, so the same command can simply be given again")
+            terminal.error("interrupted; files are written whole or not at all, so the same command can simply be given again, and goes on "
+                           "with what it has stored")
             raise typer.Exit(130) from None
 
 
@@ -275,8 +277,15 @@ def run_everything(
     workflow.keep_or_write_report(run)
 
 
+def interrupt_once(number: int, frame: Any) -> NoReturn:  # noqa: ARG001
+    """The first Ctrl-C ends the command, and further ones do not disturb it while it puts its threads and files in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGINT, interrupt_once)
     app()
 
 

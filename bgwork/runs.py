@@ -1,6 +1,6 @@
 """A run: the folder runs/<system>/<name>/ and the steps that fill it, each skipped where its result already lies there.
 
-    generator --draw--> samples.npz (x, log_q) --finish--> samples.npz (with u)
+    generator --draw--> samples.npz (x, log_q; meanwhile samples.part.safetensors) --finish--> samples.npz (with u)
               --held_out.evaluate--> held_out.safetensors (log q at reference samples)
 
 What decides the numbers is hashed into the samples' origin, so that stored samples are taken up again only if they are what is asked for.
@@ -22,6 +22,7 @@ import torch
 from bgwork import store
 from bgwork.fields.compiled import check_compiler
 from bgwork.generators import generator_path, load_trained
+from bgwork.partial import PartialSamples
 from bgwork.protocols import Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, tensor_fingerprint, versions
 from bgwork.recipes import Choice, Recipe, Trained
@@ -30,6 +31,7 @@ from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
 from bgwork.samplers.batches import Progress
 from bgwork.samplers.compiled import compiled
+from bgwork.samplers.executed import ExecutedMap
 from bgwork.store import RUNS, SAMPLES_FILE
 from bgwork.system import System, load_system
 
@@ -56,8 +58,8 @@ class Drawing(Protocol):
         """Of all that decides the numbers."""
         ...
 
-    def sample(self, on_batch: Progress) -> Proposal:
-        """The samples asked for."""
+    def sample(self, on_batch: Progress, *, kept: PartialSamples) -> Proposal:
+        """The samples asked for, with what an interrupted attempt has left."""
         ...
 
     def write_settings(self) -> None:
@@ -165,9 +167,13 @@ class Run:
         sampler = self.recipe.sampler_of(replace(self.trained, origin=origin), choice)
         return compiled(sampler) if asked.compiled else sampler
 
-    def sample(self, on_batch: Progress) -> Proposal:
-        """The samples asked for."""
-        return self.sampler(on_batch).sample(self.settings.n, generator=torch.Generator().manual_seed(self.settings.seed))
+    def sample(self, on_batch: Progress, *, kept: PartialSamples) -> Proposal:
+        """The samples asked for; only the batches of executed maps are kept, since random walks go on with what they drew last."""
+        sampler, generator = self.sampler(on_batch), torch.Generator().manual_seed(self.settings.seed)
+        if not isinstance(sampler, ExecutedMap):
+            return sampler.sample(self.settings.n, generator=generator)
+        with kept:
+            return replace(sampler, kept=kept).sample(self.settings.n, generator=generator)
 
     @property
     def named_generator(self) -> dict[str, str]:
@@ -217,9 +223,13 @@ def draw(run: Drawing, *, progress: Progress, note: Note) -> Proposal | Weighted
             note(f"samples exist and are kept: {path}")
             return stored
         note(f"replacing {path}, whose samples were drawn with other settings or another generator or system")
-    proposal = run.sample(progress)
+    kept = PartialSamples(folder=run.folder, fingerprint=run.fingerprint)
+    if kept.found:
+        note(f"going on after {kept.found} samples that were drawn before an interruption")
+    proposal = run.sample(progress, kept=kept)
     run.write_settings()
     store.save_samples(path, proposal)
+    kept.discard()
     return proposal
 
 

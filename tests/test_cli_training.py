@@ -16,6 +16,7 @@ import torch
 from commands import QUICK, call, files, refused
 
 from bgwork import store
+from bgwork.cli import interrupt_once
 
 
 def test_train_then_run(toy):
@@ -138,6 +139,14 @@ def start_and_stop(command: list[str], root: Path, stop: signal.Signals) -> tupl
         time.sleep(0.01)
     os.killpg(process.pid, stop)
     return process.wait(timeout=60), process.stderr.read()
+
+
+def test_further_interrupts_do_not_disturb_the_first(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *asked: handlers.append(asked))
+    handlers = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_once(signal.SIGINT, None)
+    assert handlers == [(signal.SIGINT, signal.SIG_IGN)]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,20 @@ from bgwork.spaces import Space
 
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
+
+
+class Kept(Protocol):
+    """Batches of an earlier attempt at the same samples, and a place for those of this one (`bgwork.partial`).
+
+    Attributes:
+        seconds: spent on the earlier ones.
+    """
+
+    seconds: float
+
+    def __call__(self, rows: slice, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What was kept of these rows, or what is computed."""
+        ...
 
 
 CACHED = 40_000  # entries of Jacobians whose intermediate results fit a core's cache

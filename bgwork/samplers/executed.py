@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bgwork.protocols import Field, Prior
 from bgwork.records import Certificate, Cost, Origin, Proposal
-from bgwork.samplers.batches import Progress, check_configurations, check_count, check_field, map_batches, rows_in_cache
+from bgwork.samplers.batches import Kept, Progress, check_configurations, check_count, check_field, map_batches, rows_in_cache
 from bgwork.samplers.certificates import density_of, describe
 from bgwork.samplers.degree import degree_margin
 from bgwork.samplers.inverse import Inversion, invert_step
@@ -79,6 +79,7 @@ class ExecutedMap(ABC):
             or SIGNED.
         tolerance: distance, in the system's length unit, within which a round trip must return.
         on_batch: called with (done, total) after each batch.
+        kept: batches of an interrupted attempt at the same samples.
     """
 
     prior: Prior
@@ -88,6 +89,7 @@ class ExecutedMap(ABC):
     n_round_trip: int = 64
     tolerance: float = 1e-3
     on_batch: Progress | None = None
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         check_count(self.rows)
@@ -142,7 +144,8 @@ class ExecutedMap(ABC):
         check_field(self.velocity, self.space, z[:16])
         pushed, evaluations = self._push_all(z), n * self.evaluations
         log_q = self.prior.log_prob(z) - pushed.log_det
-        cost = Cost(network=evaluations, jacobian=evaluations, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started + (self.kept.seconds if self.kept else 0.0)
+        cost = Cost(network=evaluations, jacobian=evaluations, seconds=seconds)
         certificate, spent = self._certify(z, pushed)
         return Proposal(
             x=pushed.x, log_q=log_q, space=self.space, sign=pushed.sign, certificate=certificate,
@@ -239,8 +242,14 @@ class ExecutedMap(ABC):
         return preimage, log_prob, iterations, error
 
     def _push_all(self, z: Tensor) -> Pushed:
-        parts = map_batches(lambda rows: self.push(z[rows]), len(z), self.rows, self.on_batch)
-        return Pushed(**{name: torch.cat([getattr(part, name) for part in parts]) for name in Pushed.__dataclass_fields__})
+        parts = map_batches(lambda rows: self._kept_or_pushed(z, rows), len(z), self.rows, self.on_batch)
+        return Pushed(**{name: torch.cat([part[name] for part in parts]) for name in Pushed.__dataclass_fields__})
+
+    def _kept_or_pushed(self, z: Tensor, rows: slice) -> dict[str, Tensor]:
+        def pushed() -> dict[str, Tensor]:
+            return vars(self.push(z[rows]))
+
+        return self.kept(rows, pushed) if self.kept else pushed()
 
     def _certify(self, z: Tensor, pushed: Pushed) -> tuple[Certificate, Cost]:
         """Certificate and the cost of its round trip."""
