@@ -106,7 +106,7 @@ for name, found in analysis.delta_f_of(warmer).items():
 # A few equilibrium frames, drawn by weight: in a notebook with py3Dmol (`pip install py3Dmol`) they move; otherwise they go to a PDB file.
 
 # %%
-frames = resample(weighted, 8, generator=torch.Generator().manual_seed(0))
+frames = resample(weighted.magnitudes, 8, generator=torch.Generator().manual_seed(0))
 for residue in residues:
     print("basins:", ", ".join(BASINS[k] for k in basin(frames.x, residue=residue)))
 text = pdb_text(frames.x, system)

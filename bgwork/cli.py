@@ -272,8 +272,8 @@ def run_everything(
     settings = SampleSettings(n=n, seed=seed, integrator=integrator, steps=steps, weights=weights, compiled=compiled,
                               overrides=tuple(overrides or ()))
     run = find_run(workflow.with_generator(source, recipe), settings, recipe=recipe, folder=out)
-    workflow.sample(run, accept=accept or ())
-    workflow.evaluate_held_out(run)
+    weighted = workflow.sample(run, accept=accept or ())
+    workflow.evaluate_held_out(run, weighted)
     workflow.keep_or_write_report(run)
 
 

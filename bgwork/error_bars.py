@@ -52,19 +52,19 @@ def delta_stderr(influence: Tensor, group: Tensor | None) -> float:
 def weighted_stderr(p: Tensor, centred: Tensor, *, group: Tensor | None, unseen: float) -> float:
     """Standard error of a weighted average, by the delta method, with the weight that no sample has reached.
 
-        stderr^2 = delta_stderr(p c)^2 + m^2 sum_i p_i c_i^2
+        stderr^2 = delta_stderr(p c)^2 + m^2 sum_i |p_i| c_i^2
 
     Weight m beyond the largest one moves the average by m times c there, whose size is taken to be that of c where there are samples.
 
     Args:
-        p: [N] normalised weights.
+        p: [N] normalised weights, of either sign.
         centred: [N] c, what is averaged less its average; anything in rows of zero weight that is finite.
         group: [N] labels of correlated rows, or None.
         unseen: m, as a fraction of the weight seen; infinite where the tail has no mean.
     Returns:
         The standard error; infinite with m, but zero where c is.
     """
-    variance = (p * centred.square()).sum().item()
+    variance = (p.abs() * centred.square()).sum().item()
     return math.hypot(delta_stderr(p * centred, group), unseen * math.sqrt(variance) if variance > 0 else 0.0)
 
 

@@ -203,9 +203,9 @@ def growth(weighted: WeightedSamples) -> Figure:
     """ESS and, where the density is normalised, log Z of the first N samples as N grows, with one standard error."""
     sizes = np.unique(np.geomspace(min(50, len(weighted)), len(weighted), 16).astype(int))
     heads = [weighted.take(slice(int(n))) for n in sizes]
-    curves = [("ESS per ancestor" if weighted.proposal.resampled else "effective sample size / N", [ess(head) for head in heads])]
+    curves = [("ESS per ancestor" if weighted.proposal.resampled else "effective sample size / N", [_known(ess, head) for head in heads])]
     if weighted.proposal.density.normalised:
-        curves.append((r"$\log Z$", [log_z(head) for head in heads]))
+        curves.append((r"$\log Z$", [_known(log_z, head) for head in heads]))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * len(curves), 3.4))
         for axes, (name, estimates) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
@@ -218,6 +218,14 @@ def growth(weighted: WeightedSamples) -> Figure:
             axes.set_xticks([], minor=True)
         figure.axes[0].set_ylim(0, 1.05)
     return figure
+
+
+def _known(estimate: Callable[[WeightedSamples], Estimate], head: WeightedSamples) -> Estimate:
+    """An estimate from the first samples, NaN where they weigh nothing together."""
+    try:
+        return estimate(head)
+    except ValueError:
+        return Estimate(value=math.nan, stderr=math.nan)
 
 
 def populations(ours: Mapping[str, Estimate], theirs: Mapping[str, Comparison]) -> Figure:

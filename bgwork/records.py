@@ -83,7 +83,7 @@ class Certificate:
         round_trip_error: largest max-norm distance among those that returned, in the system's length unit.
         tolerance: the distance that counts as having returned.
         round_trip_of: "reference" (held-out target samples) or "samples" (the sampler's own).
-        n_degree: prior draws of a far sphere whose images were looked at, 0 where nothing was found to fold (`samplers.degree`).
+        n_degree: points of a far sphere whose images were looked at, 0 where nothing was found to fold (`samplers.degree`).
         degree_margin: how far from the origin the images of that sphere stay on their way, over the farthest sample.
     """
 
@@ -100,7 +100,7 @@ class Certificate:
 
     @property
     def degree_one(self) -> bool:
-        """Whether the far sphere was seen to go around every sample once, so that preimages, counted with their signs, are one."""
+        """Whether all that was seen of a far sphere goes around every sample once: preimages, counted with their signs, are then one."""
         return self.n_degree > 0 and self.degree_margin > 1
 
     @property

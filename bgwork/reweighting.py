@@ -60,8 +60,8 @@ def normalised_weights(weighted: WeightedSamples) -> Tensor:
     p = weighted.sign * _magnitudes(weighted)
     total = p.sum()
     if total <= 0:
-        raise ValueError(f"the weights of {len(weighted)} samples add up to {total.item():.2g} of their magnitudes: the map folds almost "
-                         "everywhere; use more steps")
+        raise ValueError(f"the weights of {len(weighted)} samples add up to {total.item():.2g} of their magnitudes, since negative ones "
+                         "outweigh the others: the map folds too much, or too few samples count; use more of either steps or samples")
     return p / total if (p < 0).any() else p
 
 
@@ -216,7 +216,7 @@ def average(weighted: WeightedSamples, values: Tensor) -> Estimate:
     mean = (p * values).sum().item()
     stderr = weighted_stderr(p, values - mean, group=weighted.proposal.group, unseen=unseen_weight(weighted))
     variance = (p * (values - mean).square()).sum().item()
-    return Estimate(value=mean, stderr=stderr, n_eff=variance / stderr**2 if stderr else math.nan)
+    return Estimate(value=mean, stderr=stderr, n_eff=variance / stderr**2 if stderr and variance > 0 else math.nan)
 
 
 def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples) -> Tensor:

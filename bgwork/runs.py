@@ -103,8 +103,16 @@ class SampleSettings:
             raise RunError("an adaptive solver has no executed map to take the determinant of; add --weights continuous")
         if self.integrator == "dopri5" and self.steps is not None:
             raise RunError(f"dopri5 chooses its own steps, so {self.steps} of them cannot be asked for; leave out --steps")
+        twice = [key for key in ("integrator", "steps") if getattr(self, key) is not None and f"sampler.{key}" in self.overridden]
+        if twice:
+            raise RunError(f"{twice[0]} is given twice, by --{twice[0]} and by --set sampler.{twice[0]}; leave one out")
         if self.compiled:
             check_compiler()
+
+    @property
+    def overridden(self) -> set[str]:
+        """Keys that `overrides` names."""
+        return {override.partition("=")[0].strip() for override in self.overrides}
 
     @property
     def decisive(self) -> dict[str, Any]:

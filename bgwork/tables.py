@@ -107,9 +107,9 @@ def density_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                            f"largest error {number(certificate['round_trip_error'], 2)}"),
         ]
         if certificate.get("n_degree"):
-            margin = number(certificate["degree_margin"], 3)
-            rows.append(("degree", f"images of {certificate['n_degree']} far points stay {margin} times as far out as any sample; above 1, "
-                                   "signed weights are unbiased"))
+            margin = certificate["degree_margin"] or 0.0
+            rows.append(("degree", f"{'one' if margin > 1 else 'not known to be one'}: images of {certificate['n_degree']} far points stay "
+                                   f"{number(margin, 3)} times as far out as any sample"))
     return rows
 
 

@@ -199,8 +199,10 @@ def quality(weighted: WeightedSamples) -> str:
             f"largest weight {tables.number(max_weight(weighted), 2)}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
 
 
-def evaluate_held_out(run: Run) -> None:
-    """The generator's density at reference samples, for forward ESS and BAR."""
+def evaluate_held_out(run: Run, weighted: WeightedSamples) -> None:
+    """The generator's density at reference samples, for forward ESS and BAR; signed samples have none."""
+    if weighted.proposal.density is Density.SIGNED:
+        return
     with terminal.progress("Density at reference samples") as tick:
         held_out.evaluate(run, progress=tick, note=terminal.note)
 

@@ -18,7 +18,7 @@ from bgwork.protocols import Sampler
 from bgwork.recipes import RecipeError, Request, initial_network, list_recipes, load_recipe, parse_recipe, save_recipe
 from bgwork.recipes.base import Trained
 from bgwork.records import Origin
-from bgwork.runs import SampleSettings, find_run
+from bgwork.runs import RunError, SampleSettings, find_run
 from bgwork.system import list_systems, load_system
 
 
@@ -60,6 +60,17 @@ def test_overrides_of_a_generator_reach_its_grid_and_nothing_else():
     for wrong, told in wrong_ones.items():
         with pytest.raises(RecipeError, match=re.escape(told)):
             find_run("ala2-vacuum", SampleSettings(n=1, overrides=(wrong,)), folder=None)
+
+
+@pytest.mark.parametrize(("system", "recipe"), [("dw4", "polish"), ("lj13", "distill-polish")])
+def test_a_grid_that_was_trained_cannot_be_changed(system, recipe):
+    with pytest.raises(RecipeError, match="were trained with it"):
+        find_run(system, SampleSettings(n=1, overrides=("sampler.steps=3",)), recipe=recipe, folder=None)
+
+
+def test_steps_given_twice_are_refused():
+    with pytest.raises(RunError, match="steps is given twice"):
+        SampleSettings(n=1, steps=4, overrides=("sampler.steps=3",))
 
 
 def test_overrides_reach_the_job(toy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,12 +11,15 @@ from flows import LINE, PLANE, flow, seed
 from oracles import LineOracle, propose
 from simple_fields import Linear, Pointwise, folding
 
+from bgwork import figures
 from bgwork.free_energy import forward_ess, free_energy_difference, log_z_bar
 from bgwork.objectives.bootstrap import resampled
+from bgwork.pareto import unseen_weight
 from bgwork.profiles import free_energy_profile
 from bgwork.records import Certificate, Density, Estimate, WeightedSamples
-from bgwork.retarget import retarget_temperature
+from bgwork.retarget import predict, retarget_temperature
 from bgwork.reweighting import average, chances, ess, expectation, log_z, max_weight, negative_mass, normalised_weights, resample, weigh
+from bgwork.runs import SampleSettings, find_run
 from bgwork.samplers.degree import DRAWS, degree_margin, directions
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose
 from bgwork.samplers.smc import Rejuvenated
@@ -31,11 +34,6 @@ FUNCTIONS = {"x": lambda x: x[:, 0, 0], "square": lambda x: x[:, 0, 0].square(),
 def gentle() -> Pointwise:
     """v = .75 sin 2x: one Euler step folds where cos 2x < -2/3, for a small part of the prior."""
     return Pointwise(lambda t, x: 0.75 * torch.sin(2 * x), lambda t, x: 1.5 * torch.cos(2 * x))
-
-
-def slight() -> Pointwise:
-    """v = .55 sin 2x, which folds where cos 2x < -.91 only."""
-    return Pointwise(lambda t, x: 0.55 * torch.sin(2 * x), lambda t, x: 1.1 * torch.cos(2 * x))
 
 
 def folded(n: int = N, *, field=None, value: int = 0, target=SKEW) -> WeightedSamples:
@@ -97,9 +95,48 @@ def test_differences_and_profiles_take_signed_weights():
     profile = free_energy_profile(weighted, FUNCTIONS["x"], edges)
     exact = torch.tensor([truth(lambda x, a=a, b=b: ((x[:, 0, 0] >= a) & (x[:, 0, 0] < b)).double()) for a, b in zip(edges, edges[1:])])
     assert ((profile.value + (exact / edges.diff()).log()).abs() < 4 * profile.stderr).all()
-    warmer = retarget_temperature(weighted, factor=1.2).samples
+    retargeted = retarget_temperature(weighted, factor=1.2)
+    warmer = retargeted.samples
     hot = LineOracle(lambda x: SKEW.energy_1d(x) / 1.2)
     assert abs(log_z(warmer).z(Estimate(value=hot.log_z, stderr=0.0))) < 4
+
+
+def test_predictions_for_another_energy_take_signed_weights():
+    """A change c(x) = a x of Gaussian-like weights: to first order in a the loss is a^2 (2 Var_w x - Var_w2 x), with signed w."""
+    weighted, a = folded(), 1e-3
+    p, x = normalised_weights(weighted), weighted.x[:, 0, 0]
+    q = p.square() / p.square().sum()
+    spread = [(share * (x - (share * x).sum()).square()).sum() for share in (p, q)]
+    means = [(share * x).sum() for share in (p, q)]
+    loss = predict(weighted, a * x).loss.value
+    assert loss == pytest.approx((2 * a * (means[0] - means[1]) - a**2 * (spread[0] - 2 * spread[1])).item(), rel=1e-6)
+
+
+def test_unseen_weight_is_relative_to_the_signed_sum():
+    weighted = folded()
+    share = (weighted.sign * weighted.log_w.exp()).sum() / weighted.log_w.exp().sum()
+    assert unseen_weight(weighted) == pytest.approx(unseen_weight(weighted.magnitudes) / share.item())
+
+
+def test_the_largest_weight_may_be_negative():
+    weighted = folded(200)
+    row = int(weighted.log_w.argmax())
+    turned = replace(weighted, proposal=replace(weighted.proposal, sign=weighted.proposal.sign.index_fill(0, torch.tensor([row]), -1.0)))
+    assert max_weight(turned) == normalised_weights(turned)[row].abs().item() > normalised_weights(turned).max().item()
+
+
+def test_few_rows_of_negative_weight_have_no_number_of_effective_samples():
+    weighted = folded()
+    chosen = (weighted.sign < 0).double()
+    found = average(weighted, chosen)
+    assert found.value < 0 and math.isnan(found.n_eff) and found.stderr > 0
+
+
+def test_progress_figures_and_pictures_outlive_heads_that_weigh_nothing_together():
+    weighted = folded(200)
+    order = weighted.sign.argsort()
+    assert (weighted.sign[order[:50]] < 0).sum() > 25
+    assert len(figures.growth(weighted.take(order)).axes) == 2
 
 
 def test_what_needs_a_density_or_probabilities_refuses():
@@ -123,7 +160,7 @@ def test_training_data_leave_negative_rows_out():
 def test_a_map_whose_negative_weights_win_is_told():
     weighted = folded(64)
     upside_down = replace(weighted, proposal=replace(weighted.proposal, sign=-weighted.proposal.sign.abs()))
-    with pytest.raises(ValueError, match="folds almost everywhere"):
+    with pytest.raises(ValueError, match="negative ones outweigh the others"):
         log_z(upside_down)
 
 
@@ -136,17 +173,11 @@ def test_the_verdict_trusts_signed_weights_and_says_so():
     assert not diagnose(plain(weighted), observables=FUNCTIONS).trusted
 
 
-def test_bar_next_to_a_slight_fold_is_said_to_be_off_by_that_much():
-    weighted, x = folded(field=slight()), SKEW.sample(4000, generator=seed(9))
-    samples = weigh(replace(propose(SKEW, 4000, seed=9, density=Density.UNNORMALISED), x=x, log_q=-SKEW.u(x)), SKEW)
-    sampler = flow(LINE, slight(), integrator="euler", steps=1, std=2.0, batch=4096)
-    log_q = sampler.log_prob(samples.x)
-    known = ~log_q.isnan()
-    assert known.double().mean() > 0.9
-    found = diagnose(weighted, reference=ReferenceSet(samples=samples.take(known), log_q=log_q[known]))
-    off = 2 * negative_mass(weighted).value
-    assert 0 < off < 0.05 and any(f"off by some {off:.1g}" in note for note in found.notes)
-    assert abs(found.log_z_bar.value - SKEW.log_z) < off + 4 * found.log_z_bar.stderr and found.forward_ess.value > 0.1
+def test_forward_ess_and_bar_are_left_out_and_a_note_says_so():
+    samples = weigh(replace(propose(SKEW, 400, seed=9, density=Density.UNNORMALISED), log_q=-SKEW.u(propose(SKEW, 400, seed=9).x)), SKEW)
+    found = diagnose(folded(), reference=ReferenceSet(samples=samples, log_q=torch.zeros(400).double()))
+    assert found.forward_ess is None and found.log_z_bar is None and not found.overlap_failure
+    assert any("several preimages" in note for note in found.notes)
 
 
 def test_signs_and_degree_are_stored(tmp_path):
@@ -172,12 +203,71 @@ def test_the_degree_is_looked_at_where_determinants_are_negative_only():
 
 
 def test_a_sample_without_a_determinant_leaves_the_density_uncertified():
-    def value(t, x):
-        return torch.where(x > 3, torch.nan, 1.5 * torch.sin(2 * x))
+    def hole(x, value):
+        return torch.where((x > 3) & (x < 4), torch.nan, value)  # nowhere near the far sphere
 
-    field = Pointwise(value, lambda t, x: torch.where(x > 3, torch.nan, 3 * torch.cos(2 * x)))
+    field = Pointwise(lambda t, x: hole(x, 1.5 * torch.sin(2 * x)), lambda t, x: hole(x, 3 * torch.cos(2 * x)))
     proposal = flow(LINE, field, integrator="euler", steps=1, std=2.0).sample(200, generator=seed())
-    assert proposal.x.isnan().any() and proposal.density is Density.UNCERTIFIED
+    assert proposal.x.isnan().any() and proposal.certificate.degree_one and proposal.density is Density.UNCERTIFIED
+
+
+def test_without_a_finite_sample_nothing_is_said_of_the_degree():
+    field = Pointwise(lambda t, x: torch.nan * x, lambda t, x: torch.nan * x)
+    proposal = flow(LINE, field, integrator="euler", steps=1).sample(20, generator=seed())
+    assert proposal.density is Density.UNCERTIFIED and proposal.certificate.n_degree == 0
+
+
+def test_a_failed_row_has_no_sign():
+    weighted = folded(100)
+    failed = replace(weighted, u=weighted.u.index_fill(0, (weighted.sign < 0).nonzero().flatten()[:1], math.nan))
+    assert (failed.sign < 0).sum() == (weighted.sign < 0).sum() - 1 and log_z(failed).value != log_z(weighted).value
+
+
+@dataclass
+class Reflected:
+    """v = -(1 + a) x along the first axis, so that an Euler step is a reflection, of degree -1, with a fold along the second."""
+
+    d: int
+    n: int = 1
+    a: float = 0.7
+
+    def value_and_jacobian(self, t, x):
+        jacobian = torch.zeros(len(x), self.d, self.d, dtype=x.dtype)
+        jacobian[:, 0, 0], jacobian[:, 1, 1] = -(1 + self.a), 3 * torch.cos(2 * x[:, 0, 1])
+        v = torch.zeros_like(x)
+        v[..., 0], v[..., 1] = -(1 + self.a) * x[..., 0], 1.5 * torch.sin(2 * x[..., 1])
+        return v, jacobian
+
+    def __call__(self, t, x):
+        return self.value_and_jacobian(t, x)[0]
+
+
+@dataclass
+class Stopped(Reflected):
+    """T_1 = softplus(3 x_1) - 1.5 does not reach below -1.5, where the degree is nought; with the same fold."""
+
+    def value_and_jacobian(self, t, x):
+        v, jacobian = super().value_and_jacobian(t, x)
+        v[..., 0] = torch.nn.functional.softplus(3 * x[..., 0]) - 1.5 - x[..., 0]
+        jacobian[:, 0, 0] = 3 * torch.sigmoid(3 * x[:, 0, 0]) - 1
+        return v, jacobian
+
+
+@pytest.mark.parametrize("field", [Reflected, Stopped])
+@pytest.mark.parametrize("d", [2, 3, 10, 60])
+def test_one_bad_direction_among_many_is_found(field, d):
+    space = Euclidean(n=1, d=d)
+    proposal = flow(space, field(d), integrator="euler", steps=1, n_round_trip=4).sample(300, generator=seed())
+    assert (proposal.sign < 0).any() and (proposal.sign > 0).any()
+    assert proposal.certificate.degree_margin < 1 and proposal.density is Density.UNCERTIFIED
+    assert "not known to be one" in proposal.note
+
+
+def test_the_shipped_maps_pass_with_room_to_spare():
+    for recipe, steps in (("eqot-fm", 3), ("distill", 2)):
+        sampler = find_run("dw4", SampleSettings(n=1, steps=steps), recipe=recipe, folder=None).sampler(lambda *_: None)
+        proposal = replace(sampler, n_round_trip=4, round_trip=None).sample(400, generator=seed())
+        assert proposal.density is Density.SIGNED and proposal.certificate.degree_margin > 10
 
 
 @pytest.mark.parametrize("space", [Euclidean(n=1, d=2), MeanFree(n=5, d=3), MeanFree(n=4, d=2)])
@@ -198,6 +288,7 @@ def test_the_margin_is_that_of_the_straight_way():
     margin = {degrees: degree_margin(lambda z, turn=turn: z @ turn, PLANE, one, one)[1] for degrees, turn in turns.items()}
     assert margin == pytest.approx({0: 100, 90: 100 / math.sqrt(2), 180: 0}, abs=1e-9)
     assert degree_margin(lambda z: z, Torus(n=1, d=1), one[..., :1], one[..., :1])[0] == 0
+    assert math.isnan(degree_margin(lambda z: -1e200 * z, PLANE, one, one)[1])
 
 
 def test_uncertified_and_gaussian_samples_have_no_signs():

@@ -36,8 +36,8 @@ def resampled(weighted: WeightedSamples, n: int, *, generator: torch.Generator) 
         ValueError: if no weight is positive.
     """
     # Of a folded map, rows of negative weight cancel others close by; as training data they are left out.
-    rows = torch.multinomial(normalised_weights(weighted).clamp_min(0), n, replacement=True, generator=generator)
-    return Resampled(x=weighted.x[rows], ess=ess(weighted), distinct=len(rows.unique()), cost=weighted.proposal.cost)
+    rows = torch.multinomial(normalised_weights(weighted.magnitudes) * (weighted.sign > 0), n, replacement=True, generator=generator)
+    return Resampled(x=weighted.x[rows], ess=ess(weighted.magnitudes), distinct=len(rows.unique()), cost=weighted.proposal.cost)
 
 
 def data_from(sampler: Sampler, target: Target, n: int, *, generator: torch.Generator, accept: tuple[Density, ...] = ()) -> Resampled:

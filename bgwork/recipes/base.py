@@ -111,11 +111,13 @@ class Recipe(Section):
         integrators: that its samplers can use.
         needs_data: whether training needs configurations.
         spaces: that it can be trained on.
+        grid_is_trained: whether its sampler's grid was trained with it, and cannot be changed afterwards.
     """
 
     weights: ClassVar[tuple[str, ...]] = ("density",)
     integrators: ClassVar[tuple[str, ...]] = tuple(TABLEAUS)
     needs_data: ClassVar[bool] = True
+    grid_is_trained: ClassVar[bool] = False
     spaces: ClassVar[tuple[type[Space], ...]] = (Euclidean, MeanFree)
 
     objective: str
@@ -254,6 +256,6 @@ def ess_of(recipe: Recipe, system: System, *, n: int) -> Callable[[nn.Module], d
         proposal = sampler.sample(n, generator=torch.Generator().manual_seed(n))
         weighted = weigh(proposal, system.differentiable_target, accept=(proposal.density,))
         quantiles = torch.nanquantile(weighted.u, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), interpolation="lower")
-        return {"ess": ess(weighted).value, "ess_samples": n, **dict(zip(RAW_QUANTILES, quantiles.tolist(), strict=True))}
+        return {"ess": ess(weighted.magnitudes).value, "ess_samples": n, **dict(zip(RAW_QUANTILES, quantiles.tolist(), strict=True))}
 
     return evaluate

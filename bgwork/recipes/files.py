@@ -89,8 +89,12 @@ def resampled_as(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         recipe: that the generator was trained with.
         overrides: "sampler.key=value", as in `load_recipe`.
     Raises:
-        RecipeError: naming the allowed keys; also for a key of another table, which cannot be changed any more.
+        RecipeError: naming the allowed keys; also for a key of another table, which cannot be changed any more, and for a generator
+            whose grid was trained with it.
     """
+    if overrides and recipe.grid_is_trained:
+        raise RecipeError(f"the steps of a generator by {recipe.objective} were trained with it, so that --set cannot change them; leave "
+                          "it out, or take the generator that it was made from")
     values = recipe.model_dump()
     for override in overrides:
         if not override.strip().startswith("sampler."):

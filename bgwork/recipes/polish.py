@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ class PolishSection(DivergenceSection):
 
 class PolishRecipe(Recipe):
     """Polish of a generator trained by flow matching with the same [field]."""
+
+    grid_is_trained: ClassVar[bool] = True
 
     objective: Literal["polish"]
     training: PolishTrainingSection

@@ -26,6 +26,7 @@ class MapPolishRecipe(Recipe):
     """Polish of a distilled generator."""
 
     integrators: ClassVar[tuple[str, ...]] = ("flow-map",)
+    grid_is_trained: ClassVar[bool] = True
 
     objective: Literal["polish-map"]
     training: PolishTrainingSection

@@ -23,8 +23,8 @@ def density_of(certificate: Certificate, sign: Tensor) -> Density:
 def describe(certificate: Certificate, spent: Cost) -> str:
     """The certificate, and the work that it took beyond sampling, in words."""
     degree = "" if not certificate.n_degree else (
-        f"; {certificate.n_degree} images of a far sphere stay {certificate.degree_margin:.1f} times as far out as any sample, and above 1 "
-        "the degree is one")
+        f"; {certificate.n_degree} images of a far sphere stay {certificate.degree_margin:.1f} times as far out as any sample, "
+        f"so that its degree is {'one, by all that was seen' if certificate.degree_one else 'not known to be one'}")
     back = certificate.n_round_trip - certificate.n_round_trip_failed
     return (
         f"{certificate.n_negative} of {certificate.n} samples with a determinant <= 0; round trip of {certificate.round_trip_of}: "

@@ -78,17 +78,16 @@ def _absolute(weighted: WeightedSamples, reference: ReferenceSet) -> tuple[dict[
     if reference.samples is None or reference.log_q is None:
         return figures, ["no forward ESS: it needs reference samples and the generator's density there"]
     rows = slice(None) if reference.rows is None else reference.rows
-    chain, notes, magnitudes = reference.samples.proposal.group, [], weighted
-    if (weighted.sign < 0).any():
-        magnitudes, off = weighted.magnitudes, 2 * negative_mass(weighted).value
-        notes = [f"forward ESS and BAR take the map, which folds, for injective, and are off by some {off:.1g} of themselves"]
-    sets, group = (magnitudes, reference.log_q, reference.samples.u[rows]), None if chain is None else chain[rows]
+    if weighted.proposal.density is Density.SIGNED:
+        return figures, ["no forward ESS and BAR: where the map folds, reference samples may have several preimages"]
+    chain = reference.samples.proposal.group
+    sets, group = (weighted, reference.log_q, reference.samples.u[rows]), None if chain is None else chain[rows]
     try:
         figures["log_z_bar"] = log_z_bar(*sets, group=group)
         figures["forward_ess"] = forward_ess(*sets, group=group)
     except ValueError as error:
         figures["overlap_failure"] = str(error)
-    return figures, notes
+    return figures, []
 
 
 def _copies(proposal: Proposal) -> str:
