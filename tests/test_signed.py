@@ -12,6 +12,7 @@ from oracles import LineOracle, propose
 from simple_fields import Linear, Pointwise, folding
 
 from bgwork import figures
+from bgwork.error_bars import weighted_stderr
 from bgwork.free_energy import forward_ess, free_energy_difference, log_z_bar
 from bgwork.objectives.bootstrap import resampled
 from bgwork.pareto import unseen_weight
@@ -130,6 +131,12 @@ def test_few_rows_of_negative_weight_have_no_number_of_effective_samples():
     chosen = (weighted.sign < 0).double()
     found = average(weighted, chosen)
     assert found.value < 0 and math.isnan(found.n_eff) and found.stderr > 0
+
+
+def test_an_unseen_tail_is_not_hidden_by_negative_weights():
+    """sum p c^2 = -1.7 here, while weights of either sign have a tail."""
+    p, centred = torch.tensor([1.2, -0.2]).double(), torch.tensor([0.3, 3.0]).double()
+    assert weighted_stderr(p, centred, group=None, unseen=math.inf) == math.inf
 
 
 def test_progress_figures_and_pictures_outlive_heads_that_weigh_nothing_together():
