@@ -75,11 +75,11 @@ def _absolute(weighted: WeightedSamples, reference: ReferenceSet) -> tuple[dict[
     if not weighted.proposal.density.normalised:
         return figures, ["log Z and forward ESS are unknown for MCMC samples; ratios and averages only"]
     figures["log_z"] = log_z(weighted)
+    if weighted.proposal.density is Density.SIGNED:
+        return figures, ["no forward ESS and BAR: where the map folds, reference samples may have several preimages"]
     if reference.samples is None or reference.log_q is None:
         return figures, ["no forward ESS: it needs reference samples and the generator's density there"]
     rows = slice(None) if reference.rows is None else reference.rows
-    if weighted.proposal.density is Density.SIGNED:
-        return figures, ["no forward ESS and BAR: where the map folds, reference samples may have several preimages"]
     chain = reference.samples.proposal.group
     sets, group = (weighted, reference.log_q, reference.samples.u[rows]), None if chain is None else chain[rows]
     try:

@@ -37,7 +37,7 @@ def _praise(figures: Diagnosis) -> str:
     if compared:
         parts.append(f"all {compared} reference values within {MAX_Z:g} standard errors")
     if figures.density is Density.SIGNED:
-        parts.append(f"weights signed, since the map folds ({_percent(figures.negative_mass)} of the weight is negative)")
+        parts.append(f"weights signed, since the map folds ({figures.negative_mass.value:.1g} of the weight is negative)")
     parts += [f"edited: {edit}" for edit in figures.edits]
     if not (figures.forward_ess or compared):
         parts.append("missing modes were not looked for, for want of an independent reference")
