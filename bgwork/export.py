@@ -66,7 +66,7 @@ def export_samples(weighted: WeightedSamples, system: System, stem: Path, *, kin
     if weighted.proposal.space != system.space:
         raise ExportError(f"the samples live on {weighted.proposal.space}, {system.name} on {system.space}; give the system they belong to")
     stem, columns = Path(stem), columns_of(weighted, system)
-    samples = stem.with_name(f"{stem.name}.{SUFFIXES.get(kind, kind)}")
+    samples = samples_file(stem, kind)
     if kind in ARRAYS:
         _write_arrays(samples, {"x": weighted.x.numpy(), **columns}, kind)
         return (samples,)
@@ -76,6 +76,11 @@ def export_samples(weighted: WeightedSamples, system: System, stem: Path, *, kin
     store.write_atomically(samples, lambda temporary: WRITERS[kind](temporary, topology, weighted.x.numpy()))
     _write_arrays(weights, columns, "npz")
     return samples, structure, weights
+
+
+def samples_file(stem: Path, kind: str) -> Path:
+    """Where `export_samples` puts configurations."""
+    return stem.with_name(f"{stem.name}.{SUFFIXES.get(kind, kind)}")
 
 
 def pdb_text(x: Tensor, system: System) -> str:

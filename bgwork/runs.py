@@ -12,7 +12,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,15 +20,15 @@ import tomli_w
 import torch
 
 from bgwork import store
-from bgwork.fields.compiled import check_compiler
 from bgwork.generators import generator_path, load_trained
 from bgwork.partial import PartialSamples
 from bgwork.protocols import Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, tensor_fingerprint, versions
 from bgwork.recipes import Choice, Recipe, Trained
-from bgwork.recipes.files import OBJECTIVES, resampled_as
+from bgwork.recipes.files import resampled_as
 from bgwork.records import Density, Proposal, WeightedSamples
 from bgwork.reweighting import weigh
+from bgwork.sample_settings import RunError, SampleSettings
 from bgwork.samplers.batches import Progress
 from bgwork.samplers.compiled import compiled
 from bgwork.samplers.executed import ExecutedMap
@@ -36,15 +36,9 @@ from bgwork.store import RUNS, SAMPLES_FILE
 from bgwork.system import System, load_system
 
 SETTINGS_FILE = "sampling.toml"
-INTEGRATORS = tuple(dict.fromkeys(name for kind in OBJECTIVES.values() for name in kind.integrators))  # of any generator
-WEIGHTS = ("density", "continuous", "path", "directional")
 ON_PATHS = ("path", "directional")
 
 Note = Callable[[str], None]
-
-
-class RunError(ValueError):
-    """A run that cannot be found or made as asked."""
 
 
 class Drawing(Protocol):
@@ -65,76 +59,6 @@ class Drawing(Protocol):
     def write_settings(self) -> None:
         """Write down how they were drawn."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """What decides the numbers of a sampling run, together with the generator.
-
-    Args:
-        n: number of samples.
-        seed: of the prior draws.
-        integrator: euler, midpoint, heun, rk4 on a fixed grid, or dopri5 (adaptive); by default the generator's own.
-        steps: of the sampler; by default the generator's own.
-        weights: "density" (exact, of the map that was run), "continuous" (divergence integral, the only one for dopri5), "path" (of
-            the kernels that were run) or "directional" (the same with a width for each direction); by default the generator's own.
-        compiled: whether Jacobians are compiled first, which changes the numbers by round-off.
-        overrides: "sampler.key=value" for other values in the recipe's [sampler] table.
-    """
-
-    n: int = 2000
-    seed: int = 0
-    integrator: str | None = None
-    steps: int | None = None
-    weights: str | None = None
-    compiled: bool = False
-    overrides: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise RunError(f"the number of samples must be positive, got {self.n}")
-        if self.steps is not None and self.steps < 1:
-            raise RunError(f"the number of steps must be positive, got {self.steps}")
-        if self.integrator not in (*INTEGRATORS, None):
-            raise RunError(f"unknown integrator {self.integrator!r}; choose one of {', '.join(INTEGRATORS)}")
-        if self.weights not in (*WEIGHTS, None):
-            raise RunError(f"unknown weights {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
-        if self.integrator == "dopri5" and self.weights != "continuous":
-            raise RunError("an adaptive solver has no executed map to take the determinant of; add --weights continuous")
-        if self.integrator == "dopri5" and self.steps is not None:
-            raise RunError(f"dopri5 chooses its own steps, so {self.steps} of them cannot be asked for; leave out --steps")
-        twice = [key for key in ("integrator", "steps") if getattr(self, key) is not None and f"sampler.{key}" in self.overridden]
-        if twice:
-            raise RunError(f"{twice[0]} is given twice, by --{twice[0]} and by --set sampler.{twice[0]}; leave one out")
-        if self.compiled:
-            check_compiler()
-
-    @property
-    def overridden(self) -> set[str]:
-        """Keys that `overrides` names."""
-        return {override.partition("=")[0].strip() for override in self.overrides}
-
-    @property
-    def decisive(self) -> dict[str, Any]:
-        """What decides the numbers; without the last two they are those of versions that did not know of them."""
-        return {key: value for key, value in asdict(self).items() if key not in ("compiled", "overrides") or value}
-
-    def on(self, recipe: Recipe) -> SampleSettings:
-        """The same with what was left open taken from a generator's recipe.
-
-        Raises:
-            RunError: if its samplers cannot do what is asked for.
-        """
-        own = recipe.default_choice()
-        if self.weights not in (*recipe.weights, None):
-            raise RunError(f"a generator by {recipe.objective} has weights {', '.join(recipe.weights)}, not {self.weights!r}")
-        if self.integrator not in (*recipe.integrators, None):
-            has = ", ".join(recipe.integrators) or "none"
-            raise RunError(f"a generator by {recipe.objective} has integrators {has}, not {self.integrator!r}; leave out --integrator")
-        if self.integrator == "dopri5":
-            return self
-        open_keys = {key: getattr(own, key) for key in ("integrator", "steps", "weights") if getattr(self, key) is None}
-        return replace(self, **open_keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +135,7 @@ def find_run(name_or_path: str, settings: SampleSettings, *, recipe: str | None 
         own = RUNS / system.name / (recipe or "shipped")
     else:
         (made_by, trained), own = load_trained(path), path.parent
+    settings.check_overrides()
     made_by = resampled_as(made_by, settings.overrides)
     asked = settings.on(made_by)
     choice = Choice(integrator=asked.integrator, steps=asked.steps, weights=asked.weights)

@@ -13,7 +13,7 @@ from bgwork import held_out, runs, store, tables, terminal
 from bgwork import reference as reference_data
 from bgwork import training as loop
 from bgwork.baselines import Chains, baselines, to_json
-from bgwork.export import export_samples
+from bgwork.export import export_samples, samples_file
 from bgwork.generators import generator_path, shipped_generators
 from bgwork.learning import BASELINES_FILE, training_record
 from bgwork.pareto import pareto_limit, tail_shape
@@ -275,9 +275,11 @@ def export(path: Path, system: System | None, *, kind: str, n: int | None, seed:
     """Stored samples and weights as files for other programs; with n, that many frames of equal weight."""
     weighted = runs.weighted_samples(path, system=system)
     system = system or load_system(weighted.proposal.origin.system)
-    if n is not None:
-        weighted = resample(weighted, n, generator=torch.Generator().manual_seed(seed))
-    stem = stem or (path if path.is_dir() else path.parent) / ("samples" if n is None else "equilibrium")
+    weighted = weighted if n is None else resample(weighted, n, generator=torch.Generator().manual_seed(seed))
+    source = path / runs.SAMPLES_FILE if path.is_dir() else path
+    stem = stem or source.with_name("exported" if n is None else "equilibrium")
+    if samples_file(stem, kind).resolve() == source.resolve():
+        raise ValueError(f"{source} is what would be exported, and would be lost; give another --out than {stem}")
     for written in export_samples(weighted, system, stem, kind=kind):
         terminal.say(f"Saved {written}")
 

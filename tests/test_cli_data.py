@@ -22,6 +22,15 @@ def test_samples_are_exported_with_their_weights(run):
         assert len(arrays["x"]) == 7
 
 
+def test_an_export_never_replaces_the_samples_that_it_reads(run):
+    before = files(run)
+    assert call("export", run).exit_code == 0 and (run / "exported.npz").exists()
+    assert before < files(run)
+    refused(call("export", run, "--out", run / "samples"), "would be lost")
+    refused(call("export", run / "samples.npz", "--out", run / "samples"), "would be lost")
+    assert before < files(run)
+
+
 def test_exports_that_cannot_be_are_refused(run):
     before = files(run)
     refused(call("export", run, "--format", "gro"), "gro", "dcd")

@@ -70,7 +70,9 @@ def test_a_grid_that_was_trained_cannot_be_changed(system, recipe):
 
 def test_steps_given_twice_are_refused():
     with pytest.raises(RunError, match="steps is given twice"):
-        SampleSettings(n=1, steps=4, overrides=("sampler.steps=3",))
+        find_run("dw4", SampleSettings(n=1, steps=4, overrides=("sampler.steps=3",)), recipe="eqot-fm", folder=None)
+    once = find_run("dw4", SampleSettings(n=1, overrides=("sampler.steps=3",)), recipe="eqot-fm", folder=None)
+    assert once.settings.steps == once.sampler(lambda *_: None).grid.steps == 3
 
 
 def test_overrides_reach_the_job(toy):
