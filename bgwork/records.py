@@ -208,8 +208,10 @@ class WeightedSamples:
 
     @property
     def magnitudes(self) -> WeightedSamples:
-        """The same samples with the weights' signs left out, as if the map did not fold."""
-        return replace(self, proposal=replace(self.proposal, sign=None))
+        """The same samples with the weights' signs left out, as if the map did not fold; an edit, where any is negative."""
+        if not (self.sign < 0).any():
+            return self
+        return replace(self, proposal=with_edit(replace(self.proposal, sign=None), "signs of the weights left out"))
 
     @property
     def log_w(self) -> Tensor:
