@@ -12,13 +12,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bgwork import terminal, workflow
+from bgwork import terminal, workflow, workflow_data
 from bgwork.annealing import AnnealSettings, find_annealing
 from bgwork.export import FORMATS
 from bgwork.memory import keep_freed_memory
 from bgwork.new_system import NewSystem, new_system
+from bgwork.options import Accept, Compiled, Integrator, N, OtherSystem, Out, Recipe, SamplerKeys, Seed, Source, Steps, SystemName, Weights
 from bgwork.recipes import default_recipe
-from bgwork.records import Density
+from bgwork.relaxed import Relaxation
 from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system
 
@@ -44,28 +45,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]})
-
-OWN = "the generator's own"
-SystemName = Annotated[str, typer.Argument(metavar="SYSTEM", help="Name (see `bgwork systems`) or path of a system's folder.")]
-Source = Annotated[str, typer.Argument(metavar="SYSTEM|RUN", help="A system (its shipped generator), a trained run, or a generator file.")]
-N = Annotated[int, typer.Option("-n", help="Number of samples.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/SYSTEM/NAME")]
-Integrator = Annotated[str | None, typer.Option(help="euler, midpoint, heun, rk4, or dopri5 (adaptive).", show_default=OWN)]
-Steps = Annotated[int | None, typer.Option(help="Steps of the fixed grid; midpoint makes two evaluations in each.", show_default=OWN)]
-Weights = Annotated[str | None, typer.Option(
-    help="density (exact, of the very map that was run), continuous (divergence integral), path (of the kernels that were run) or "
-         "directional (path weights with a width for each direction, from the field's Jacobian).",
-    show_default=OWN)]
-Recipe = Annotated[str | None, typer.Option(
-    help="Which of a system's shipped generators, by recipe (see `bgwork systems`).", show_default="the one the system names")]
-Compiled = Annotated[bool, typer.Option("--compiled", help="Compile Jacobians first (density and directional weights): sooner done where "
-                                        "samples are many or large. Needs a C++ compiler.")]
-SamplerKeys = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="sampler.KEY=VALUE", help="Override a key of the recipe's [sampler] table, such as its grid; repeatable.")]
-Accept = Annotated[list[Density] | None, typer.Option(help="Weigh samples of this density although it is improper; recorded as an edit.")]
-OtherSystem = Annotated[str | None, typer.Option("--system", help="System, where it is not the one that the samples name.")]
-
 
 @app.callback()
 def about() -> None:
@@ -101,11 +80,30 @@ def reference(
     """
     system = load_system(name)
     if trajectory is None:
-        workflow.reference(system, n, seed=seed, folder=out)
+        workflow_data.reference(system, n, seed=seed, folder=out)
         return
     if frame_time is None or temperature is None:
         raise ValueError("a trajectory says neither how far apart its frames are nor how hot it was; add --frame-time and --temperature")
-    workflow.reference_from(system, trajectory, frame_time=frame_time, temperature=temperature, top=top, folder=out)
+    workflow_data.reference_from(system, trajectory, frame_time=frame_time, temperature=temperature, top=top, folder=out)
+
+
+@app.command()
+def relax(
+    name: SystemName, n: N = 12_000, seed: Seed = 0, out: Out = None,
+    start: Annotated[str | None, typer.Option(help="System whose data are moved.", show_default="reference.start")] = None,
+    transitions: Annotated[int, typer.Option(help="Of Hamiltonian Monte Carlo before the first snapshot.")] = Relaxation.transitions,
+    snapshots: Annotated[int, typer.Option(help="Of every walker; -n counts them all.")] = Relaxation.snapshots,
+    between: Annotated[int, typer.Option(help="Transitions from one snapshot to the next.")] = Relaxation.between,
+    leapfrog: Annotated[int, typer.Option(help="Gradients of a transition.")] = Relaxation.leapfrog,
+) -> None:
+    """Move a cheap energy's equilibrium data a little way towards this one's: to train on where `bgwork reference` is too dear.
+
+    Bond lengths and angles soon follow this energy, torsions and basins do not: the result is no equilibrium set, and has no weights.
+
+    Example: `bgwork relax ala2-xtb`, then `bgwork train ala2-xtb --data runs/ala2-xtb/relaxed/samples.npz`
+    """
+    relaxation = Relaxation(transitions=transitions, snapshots=snapshots, between=between, leapfrog=leapfrog)
+    workflow_data.relax(load_system(name), start, n, relaxation=relaxation, seed=seed, folder=out)
 
 
 @app.command(name="new-system")

@@ -35,6 +35,7 @@ class PartialSamples:
         interval: seconds between two writes.
     Attributes:
         seconds: spent on the batches that were found.
+        others: samples that lie there of other settings, and that will be replaced.
     Raises:
         FileError: if the file that lies there is damaged.
     """
@@ -43,6 +44,7 @@ class PartialSamples:
     fingerprint: str
     interval: float = INTERVAL
     seconds: float = field(default=0.0, init=False)
+    others: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._batches: dict[tuple[int, int], Batch] = {}
@@ -90,6 +92,7 @@ class PartialSamples:
 
     def _take_up(self, columns: Batch, meta: dict) -> None:
         if meta.get("fingerprint") != self.fingerprint:
+            self.others = len(columns["x"])
             return
         keys = [(start, stop) for start, stop in columns.pop("rows").tolist()]
         parts = {name: column.split([stop - start for start, stop in keys]) for name, column in columns.items()}

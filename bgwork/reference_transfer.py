@@ -16,13 +16,13 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from bgwork import store
 from bgwork.molecule import TransferSection
 from bgwork.protocols import Target
 from bgwork.provenance import commit, file_fingerprint, versions
-from bgwork.records import MOVED, Density, Estimate, Proposal, WeightedSamples, with_edit
+from bgwork.records import MOVED, Estimate, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, data_of, virial_check
 from bgwork.reference_md import AGREEMENT_LIMIT, estimate
+from bgwork.relaxed import equilibrium_set
 from bgwork.reweighting import resample, weigh
 from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.moves import Hamiltonian, Walkers
@@ -101,25 +101,16 @@ def transfer_of(system: System, other: System, target: Told, n: int) -> Transfer
 
 
 def configurations(system: System, other: System) -> Proposal:
-    """Equilibrium configurations of the other system, of the same molecule.
+    """Equilibrium configurations of the other system, of the same molecule and of enough walkers.
 
     Raises:
-        ReferenceError: if there are none, they carry weights, or it is another molecule.
+        ReferenceError: as `equilibrium_set`, or if there are fewer walkers than islands.
     """
-    if not system.topology.same_molecule(other.topology):
-        raise ReferenceError(f"{other.name} is not the molecule of {system.name}, atom by atom; name another system in reference.start")
-    path, chains = data_of(other.name), system.reference.chains
-    if not path.exists():
-        raise ReferenceError(f"{system.name} starts from {other.name}, of which there are no data at {path}; make some with "
-                             f"`bgwork reference {other.name}`")
-    source = store.load_samples(path)
-    if isinstance(source, WeightedSamples) or source.density is not Density.UNNORMALISED:
-        raise ReferenceError(f"{path} holds weighted samples of a generator, not equilibrium data; make those with "
-                             f"`bgwork reference {other.name}`")
+    source, chains = equilibrium_set(system, other), system.reference.chains
     groups = 0 if source.group is None else len(source.group.unique())
-    if source.space != system.space or groups < chains:
-        raise ReferenceError(f"{path} holds {len(source)} configurations on {source.space} of {groups} independent walkers; {chains} "
-                             f"islands on {system.space} need as many walkers: make the data anew, or lower reference.chains")
+    if groups < chains:
+        raise ReferenceError(f"{data_of(other.name)} holds {len(source)} configurations of {groups} independent walkers; {chains} islands "
+                             "need as many walkers: make the data anew, or lower reference.chains")
     return source
 
 

@@ -159,6 +159,8 @@ def draw(run: Drawing, *, progress: Progress, note: Note) -> Proposal | Weighted
     kept = PartialSamples(folder=run.folder, fingerprint=run.fingerprint)
     if kept.found:
         note(f"going on after {kept.found} samples that were drawn before an interruption")
+    if kept.others:
+        note(f"replacing {kept.path}: its {kept.others} samples, from before an interruption, are of other settings or another generator")
     proposal = run.sample(progress, kept=kept)
     run.write_settings()
     store.save_samples(path, proposal)

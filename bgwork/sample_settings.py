@@ -10,6 +10,7 @@ from bgwork.recipes import Recipe
 from bgwork.recipes.files import OBJECTIVES
 
 INTEGRATORS = tuple(dict.fromkeys(name for kind in OBJECTIVES.values() for name in kind.integrators))  # of any generator
+MOST_STEPS = 100_000  # a slip of the finger beyond; their grid alone would fill the memory before anything is drawn
 WEIGHTS = ("density", "continuous", "path", "directional")
 
 
@@ -45,6 +46,8 @@ class SampleSettings:
             raise RunError(f"the number of samples must be positive, got {self.n}")
         if self.steps is not None and self.steps < 1:
             raise RunError(f"the number of steps must be positive, got {self.steps}")
+        if self.steps is not None and self.steps > MOST_STEPS:
+            raise RunError(f"{self.steps} steps are more than any sampler here is good for; ask for {MOST_STEPS} at most")
         if self.integrator not in (*INTEGRATORS, None):
             raise RunError(f"unknown integrator {self.integrator!r}; choose one of {', '.join(INTEGRATORS)}")
         if self.weights not in (*WEIGHTS, None):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from bgwork import held_out, runs, store, tables, terminal
-from bgwork import reference as reference_data
 from bgwork import training as loop
 from bgwork.baselines import Chains, baselines, to_json
 from bgwork.export import export_samples, samples_file
@@ -19,13 +18,13 @@ from bgwork.learning import BASELINES_FILE, training_record
 from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe, resumable
 from bgwork.records import Density, WeightedSamples
-from bgwork.reference_checks import ReferenceRun, data_of
-from bgwork.reference_trajectory import from_trajectory
+from bgwork.reference_checks import data_of
 from bgwork.report import Report, average_all, kept_report, write_report
 from bgwork.retarget import retarget_temperature
 from bgwork.reweighting import ess, log_z, max_weight, resample
 from bgwork.runs import RUNS, Drawing, Run
 from bgwork.system import System, load_system
+from bgwork.workflow_data import reference
 
 
 class Interrupted(Exception):
@@ -39,36 +38,6 @@ def show_systems(systems: Sequence[System]) -> None:
         generators, recipes = (", ".join(names) or tables.NONE for names in (shipped_generators(system), list_recipes(system)))
         rows.append((system.name, str(system.space.n), str(system.space.d), system.energy, generators, recipes, system.description))
     terminal.show("Systems", ("name", "particles", "dimension", "energy", "generators", "recipes", "what it is"), rows)
-
-
-def reference(system: System, n: int, *, seed: int, folder: Path | None = None) -> None:
-    """Generate reference data, show the checks, and save if they passed."""
-    folder = folder or data_of(system.name).parent
-    store.ensure_writable(folder)
-    with terminal.progress(f"Reference {system.name}") as tick:
-        made = reference_data.generate(system, n, seed=seed, progress=tick)
-    save_reference(made, system, folder)
-
-
-def reference_from(system: System, trajectory: Path, *, frame_time: float, temperature: float, top: Path | None = None,
-                   folder: Path | None = None) -> None:
-    """Take over a user's own trajectory as reference data, show the checks, and save if they passed."""
-    folder = folder or data_of(system.name).parent
-    store.ensure_writable(folder)
-    made = from_trajectory(system, trajectory, frame_time=frame_time, temperature=temperature, top=top)
-    save_reference(made, system, folder)
-
-
-def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
-    """Show the note, checks and averages of reference data, and save what passed."""
-    if made.proposal.note:
-        terminal.say(made.proposal.note)
-    rows = [(c.name, tables.number(c.value), tables.number(c.limit), "passed" if c.passed else "FAILED") for c in made.checks]
-    terminal.show(f"Checks of {len(made.proposal)} reference samples of {system.name}", ("check", "value", "must be below", ""), rows)
-    rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in made.estimates.items()]
-    terminal.show("Averages", ("observable", "value", "n_eff"), rows)
-    reference_data.save(made, folder, command=runs.provenance()["command"])
-    terminal.say(f"Saved {folder / runs.SAMPLES_FILE}")
 
 
 @dataclass(frozen=True, kw_only=True)

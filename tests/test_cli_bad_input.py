@@ -40,6 +40,7 @@ def test_no_samples(toy, command, n):
     (("--integrator", "dopri5", "--weights", "continuous", "--steps", "8"), ("dopri5", "leave out --steps")),
     (("--weights", "guessed"), ("guessed", "density")),
     (("--steps", "0"), ("steps", "0")),
+    (("--steps", "1" + 20 * "0"), ("steps", "100000 at most")),
     (("--steps", "many"), ("--steps", "integer")),
     (("--accept", "nothing"), ("nothing",)),
 ])

@@ -81,7 +81,7 @@ def test_batches_of_other_settings_are_not_taken_up(tmp_path, pushes):
     pushes.clear()
     other = PartialSamples(folder=tmp_path, fingerprint="another")
     sampled(other)
-    assert other.found == 0 and other.seconds == 0 and sum(pushes) == N
+    assert other.found == 0 and other.others > 0 and other.seconds == 0 and sum(pushes) == N
 
 
 def test_another_batch_size_does_not_take_rows_for_its_own(tmp_path):
@@ -115,3 +115,11 @@ def test_a_run_says_so_goes_on_and_leaves_no_part_behind(tmp_path, pushes):
     assert notes == [f"going on after {held.found} samples that were drawn before an interruption"] and sum(pushes) == 200 - held.found
     assert not held.path.exists() and torch.equal(store.load_samples(run.folder / "samples.npz").x, proposal.x)
     assert torch.equal(proposal.log_q, draw(fresh, progress=lambda *_: None, note=notes.append).log_q)
+
+
+def test_batches_of_other_settings_are_not_replaced_without_a_word(tmp_path):
+    run = find_run("dw4", SampleSettings(n=20, seed=3, steps=2), recipe="eqot-fm", folder=tmp_path)
+    interrupted(tmp_path, interval=0.0)
+    left, notes = PartialSamples(folder=tmp_path, fingerprint="another"), []
+    draw(run, progress=lambda *_: None, note=notes.append)
+    assert left.others >= 3 * BATCH and len(notes) == 1 and f"{left.path}: its {left.others} samples" in notes[0]

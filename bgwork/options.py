@@ -1,0 +1,31 @@
+"""What several commands take, with their help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bgwork.records import Density
+
+OWN = "the generator's own"
+SystemName = Annotated[str, typer.Argument(metavar="SYSTEM", help="Name (see `bgwork systems`) or path of a system's folder.")]
+Source = Annotated[str, typer.Argument(metavar="SYSTEM|RUN", help="A system (its shipped generator), a trained run, or a generator file.")]
+N = Annotated[int, typer.Option("-n", help="Number of samples.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results.", show_default="runs/SYSTEM/NAME")]
+Integrator = Annotated[str | None, typer.Option(help="euler, midpoint, heun, rk4, or dopri5 (adaptive).", show_default=OWN)]
+Steps = Annotated[int | None, typer.Option(help="Steps of the fixed grid; midpoint makes two evaluations in each.", show_default=OWN)]
+Weights = Annotated[str | None, typer.Option(
+    help="density (exact, of the very map that was run), continuous (divergence integral), path (of the kernels that were run) or "
+         "directional (path weights with a width for each direction, from the field's Jacobian).",
+    show_default=OWN)]
+Recipe = Annotated[str | None, typer.Option(
+    help="Which of a system's shipped generators, by recipe (see `bgwork systems`).", show_default="the one the system names")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Compile Jacobians first (density and directional weights): sooner done where "
+                                        "samples are many or large. Needs a C++ compiler.")]
+SamplerKeys = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="sampler.KEY=VALUE", help="Override a key of the recipe's [sampler] table, such as its grid; repeatable.")]
+Accept = Annotated[list[Density] | None, typer.Option(help="Weigh samples of this density although it is improper; recorded as an edit.")]
+OtherSystem = Annotated[str | None, typer.Option("--system", help="System, where it is not the one that the samples name.")]
