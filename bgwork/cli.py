@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from bgwork import terminal, workflow, workflow_data
 from bgwork.annealing import AnnealSettings, find_annealing
+from bgwork.endings import Commands, interrupt_once
 from bgwork.export import FORMATS
 from bgwork.memory import keep_freed_memory
 from bgwork.new_system import NewSystem, new_system
@@ -23,28 +23,10 @@ from bgwork.relaxed import Relaxation
 from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system
 
-
-class Commands(TyperGroup):
-    """Turns what a person can mend into a message and an exit code."""
-
-    def invoke(self, ctx: typer.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ValueError as error:
-            terminal.error(str(error))
-            raise typer.Exit(2) from None
-        except workflow.Interrupted as interruption:
-            terminal.error(f"interrupted; {interruption}")
-            raise typer.Exit(130) from None
-        except KeyboardInterrupt:
-            terminal.error("interrupted; files are written whole or not at all, so the same command can simply be given again, and goes on "
-                           "with what it has stored")
-            raise typer.Exit(130) from None
-
-
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]})
+
 
 @app.callback()
 def about() -> None:
@@ -192,6 +174,18 @@ def anneal(
 
 
 @app.command()
+def join(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs that differ in seed and number alone.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for all of them.", show_default="runs/SYSTEM/joined")] = None,
+) -> None:
+    """Samples of several runs of one generator as one run, and its report: draw more with another seed, and join.
+
+    Example: `bgwork sample lj13 -n 10000 --seed 1 --out runs/lj13/more`, then `bgwork join runs/lj13/shipped runs/lj13/more`
+    """
+    workflow.join_runs(folders, out=out)
+
+
+@app.command()
 def estimate(
     samples: Annotated[list[Path], typer.Argument(help="samples.npz files, or folders of runs.")],
     observable: Annotated[list[str] | None, typer.Option(help="Name; repeatable.", show_default="those of the system")] = None,
@@ -273,12 +267,6 @@ def run_everything(
     weighted = workflow.sample(run, accept=accept or ())
     workflow.evaluate_held_out(run, weighted)
     workflow.keep_or_write_report(run)
-
-
-def interrupt_once(number: int, frame: Any) -> NoReturn:  # noqa: ARG001
-    """The first Ctrl-C ends the command, and further ones do not disturb it while it puts its threads and files in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def main() -> None:

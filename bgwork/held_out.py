@@ -31,15 +31,26 @@ def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
     if stored_density(run.folder, run.system, made_with=run.fingerprint) is not None:
         note(f"density at the reference samples exists and is kept: {run.folder / HELD_OUT_FILE}")
         return
-    sampler, path = run.sampler(progress), run.folder / HELD_OUT_FILE
+    sampler = run.sampler(progress)
     if not isinstance(sampler, HasLogProb | PathSampler):
         note(f"no density at reference samples: {run.settings.weights} weights belong to samples, not to configurations")
         return
     x = reference_samples(run.system).x
     rows = held_out_rows(len(x))
-    log_q = log_q_at(sampler, x[rows])
-    meta = {"fingerprint": run.fingerprint, "reference": file_fingerprint(run.system.path / REFERENCE_FILE), "system": run.system.name}
-    store.save_checkpoint(path, {"log_q": log_q, "rows": rows}, meta)
+    keep(HeldOut(log_q=log_q_at(sampler, x[rows]), rows=rows), run.folder, run.system, made_with=run.fingerprint)
+
+
+def keep(found: HeldOut, folder: Path, system: System, *, made_with: str) -> None:
+    """Write it where `stored_density` finds it.
+
+    Args:
+        found: density at some of the system's reference samples.
+        folder: of the samples that it belongs to.
+        system: whose reference samples they are.
+        made_with: fingerprint of the samples.
+    """
+    meta = {"fingerprint": made_with, "reference": file_fingerprint(system.path / REFERENCE_FILE), "system": system.name}
+    store.save_checkpoint(folder / HELD_OUT_FILE, {"log_q": found.log_q, "rows": found.rows}, meta)
 
 
 def log_q_at(sampler: HasLogProb | PathSampler, x: Tensor) -> Tensor:

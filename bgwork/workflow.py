@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bgwork import held_out, runs, store, tables, terminal
+from bgwork import held_out, joined, runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.baselines import Chains, baselines, to_json
 from bgwork.export import export_samples, samples_file
@@ -194,6 +194,22 @@ def report(folder: Path, system: System | None) -> None:
     provenance = runs.provenance() | {"sampling": runs.read_settings(folder)}
     show_report(write_report(folder, weighted, system, held_out=density, provenance=provenance,
                              training=training_record(folder, provenance["sampling"], made_with=weighted.proposal.origin.config_hash)))
+
+
+def join_runs(folders: Sequence[Path], *, out: Path | None) -> None:
+    """Several runs of one generator as one, and its report.
+
+    Raises:
+        JoinError: if they do not belong together, or the result would replace one of them.
+    """
+    made = joined.join(folders)
+    folder = out or RUNS / load_system(Path(made.settings["system"])).name / "joined"
+    if folder.resolve() in {each.resolve() for each in folders}:
+        raise joined.JoinError(f"{folder} is one of the runs to be joined, and would be lost; give another --out")
+    store.ensure_writable(folder)
+    joined.save(made, folder)
+    terminal.say(f"{len(made.weighted)} weighted samples of {len(folders)} runs in {folder / runs.SAMPLES_FILE}")
+    report(folder, None)
 
 
 def chain_baselines(folder: Path, *, chains: int, seed: int) -> None:

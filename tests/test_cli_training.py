@@ -16,7 +16,7 @@ import torch
 from commands import QUICK, call, files, refused
 
 from bgwork import store
-from bgwork.cli import interrupt_once
+from bgwork.endings import interrupt_once
 
 
 def test_train_then_run(toy):
