@@ -83,7 +83,7 @@ class ReferenceSection(Section):
     sampler: Literal["hmc", "parallel-tempering", "exact"]
     chains: Annotated[int, Field(ge=4)]
     draws: Annotated[int, Field(ge=4)]
-    starts: list[Literal["lattice", "quenched", "icosahedral", "uniform", "origin"]] = []
+    starts: list[Literal["lattice", "quenched", "icosahedral", "uniform", "settled", "origin"]] = []
     spacing: Positive = 1.0
     burn_in: Annotated[int, Field(ge=0)] = 500
     thin: Count = 10

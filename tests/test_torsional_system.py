@@ -86,9 +86,18 @@ def test_integration_by_parts_holds_on_the_torus_in_equilibrium_and_nowhere_else
 def test_chains_start_anywhere_or_at_the_structure(system):
     assert isinstance(system.prior, Uniform)
     generator = torch.Generator().manual_seed(0)
-    everywhere, here = (STARTS[kind](system.differentiable_target, 500, spacing=1.0, generator=generator) for kind in ("uniform", "origin"))
+    target = system.differentiable_target
+    everywhere, here = (STARTS[kind](target, 500, spacing=1.0, generator=generator) for kind in ("uniform", "origin"))
     assert (everywhere.mean(0).abs() < 4 * math.pi / math.sqrt(3 * 500)).all() and everywhere.std() > 1.7
     assert here.abs().max() < 0.2 and here.std() > 0.02
+
+
+def test_chains_that_settle_first_start_without_clashes(system):
+    target, generator = system.differentiable_target, torch.Generator().manual_seed(0)
+    settled = STARTS["settled"](target, 20, spacing=1.0, generator=generator)
+    anywhere = STARTS["uniform"](target, 20, spacing=1.0, generator=torch.Generator().manual_seed(0))
+    assert target.u(anywhere).max() > 1e4 and target.u(settled).max() < 100 + target.u(torch.zeros(1, 1, 7)).item()
+    assert len((settled[:, 0, :] - anywhere[:, 0, :]).abs().amax(1).nonzero()) == 20 and settled.abs().max() <= math.pi
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [

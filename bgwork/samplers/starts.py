@@ -65,12 +65,17 @@ def uniform(target: Target, count: int, *, spacing: float, generator: torch.Gene
     return Uniform(space=target.space).sample(count, generator=generator)
 
 
+def settled(target: Target, count: int, *, spacing: float, generator: torch.Generator) -> Tensor:
+    """Uniform starts run downhill, away from clashes that no chain would ever leave. Arguments, result and errors as in `uniform`."""
+    return target.space.project(_descend(target, uniform(target, count, spacing=spacing, generator=generator), spacing))
+
+
 def origin(target: Target, count: int, *, spacing: float, generator: torch.Generator) -> Tensor:
     """All coordinates nought, but for a jitter: the reference structure of a molecule's torsions. Arguments and result as in `lattice`."""
     return _jittered(target, torch.zeros(count, target.space.n, target.space.d, dtype=torch.float64), spacing, generator)
 
 
-STARTS = {"lattice": lattice, "quenched": quenched, "icosahedral": icosahedral, "uniform": uniform, "origin": origin}
+STARTS = {"lattice": lattice, "quenched": quenched, "icosahedral": icosahedral, "uniform": uniform, "settled": settled, "origin": origin}
 
 
 def _descend(target: Target, x: Tensor, spacing: float) -> Tensor:
