@@ -52,7 +52,7 @@ def sampled(name: str, steps: int | None, options: argparse.Namespace) -> list[R
         return certificate_rows(proposal.certificate, common_of(proposal, name, options.seed))
     weighted = weigh(proposal, system.target, accept=accept)
     data = Data(system=system, weighted=weighted, reference=weighed_reference(system), held_out=known, log_q=flow.log_prob(known.x))
-    return rows_of(data, options)
+    return rows_of(data, options, seed=options.seed)
 
 
 def common_of(proposal: Proposal, name: str, seed: int | None) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def common_of(proposal: Proposal, name: str, seed: int | None) -> dict[str, Any]
             "evaluations": proposal.cost.network / len(proposal), "seed": seed}
 
 
-def rows_of(data: Data, options: argparse.Namespace) -> list[Row]:
-    """Every figure of one set of samples."""
+def rows_of(data: Data, options: argparse.Namespace, *, seed: int | None) -> list[Row]:
+    """Every figure of one set of samples, drawn with a seed; None where they were joined from several, which the method names."""
     proposal = data.weighted.proposal
-    common = common_of(proposal, data.system.name, options.seed if proposal.origin.seed is None else proposal.origin.seed)
+    common = common_of(proposal, data.system.name, seed)
     rows = weight_rows(data, common) + delta_f_rows(data, common) + warmer_rows(data, common) + shape_rows(data, common)
     wide = reference_of(data, options.reference)
     if wide is None:
@@ -223,7 +223,8 @@ def main() -> None:
         for steps in options.steps or [None]:
             publish(sampled(name, steps, options))
     for run in options.run:
-        publish(rows_of(analysis.load(Source(path=run)), options))
+        data = analysis.load(Source(path=run))
+        publish(rows_of(data, options, seed=data.weighted.proposal.origin.seed))
 
 
 if __name__ == "__main__":
