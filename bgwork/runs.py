@@ -91,6 +91,15 @@ class Run:
             known |= {"tuning": tensor_fingerprint(self.trained.tuning)}
         return fingerprint(self.settings.decisive | known)
 
+    @property
+    def remark(self) -> str:
+        """What to mind about the number of steps asked for; empty if there is nothing."""
+        own, ease = self.recipe.default_choice().steps, getattr(self.recipe.sampler, "ease", 1.0)
+        if ease == 1 or self.settings.steps in (own, None) or self.settings.integrator == "dopri5":
+            return ""
+        return (f"this generator's grid has shortened first steps (sampler.ease = {ease:g}), chosen for {own} steps and not for "
+                f"{self.settings.steps}; look at ESS, and try --set sampler.ease=1")
+
     def sampler(self, on_batch: Progress) -> Sampler:
         """The generator behind the integrator, steps and weights asked for."""
         asked = self.settings

@@ -152,6 +152,8 @@ def with_generator(source: str, recipe: str | None) -> str:
 def sample(run: Drawing, *, accept: Collection[Density]) -> WeightedSamples:
     """Draw, weigh and store."""
     store.ensure_writable(run.folder)
+    if isinstance(run, Run) and run.remark:
+        terminal.note(run.remark)
     with terminal.progress(f"Sampling {run.system.name}") as tick:
         samples = runs.draw(run, progress=tick, note=terminal.note)
     weighted = runs.finish(run, samples, accept=accept)

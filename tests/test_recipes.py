@@ -47,6 +47,15 @@ def test_the_commands_know_every_recipe_s_own_way_of_sampling():
             assert (asked.integrator, asked.steps, asked.weights) == (own.integrator, own.steps, own.weights)
 
 
+@pytest.mark.parametrize("system, recipe, settings, told", [
+    ("ala2-vacuum", "fm-more", {"steps": 8}, "chosen for 12 steps and not for 8"), ("ala2-vacuum", "fm-more", {"steps": 12}, ""),
+    ("ala2-vacuum", "fm-more", {}, ""), ("ala2-vacuum", "fm-more", {"steps": 8, "overrides": ("sampler.ease=1",)}, ""),
+    ("ala2-vacuum", "fm-more", {"overrides": ("sampler.steps=8",)}, ""), ("dw4", "eqot-fm", {"steps": 4}, "")])
+def test_steps_that_a_shortened_grid_was_not_chosen_for_are_remarked_on(system, recipe, settings, told):
+    remark = find_run(system, SampleSettings(n=1, **settings), recipe=recipe, folder=None).remark
+    assert told in remark and bool(told) == bool(remark)
+
+
 def test_overrides_of_a_generator_reach_its_grid_and_nothing_else():
     changed = find_run("ala2-vacuum", SampleSettings(n=1, steps=8, overrides=("sampler.ease=1", "sampler.stretch=1.5")), recipe="fm-more",
                        folder=None)
