@@ -94,7 +94,8 @@ def test_chains_start_anywhere_or_at_the_structure(system):
 
 def test_chains_that_settle_first_start_without_clashes(system):
     target = system.differentiable_target
-    settled, anywhere = (STARTS[kind](target, 40, spacing=1.0, generator=torch.Generator().manual_seed(1)) for kind in ("settled", "uniform"))
+    settled, anywhere = (STARTS[kind](target, 40, spacing=1.0, generator=torch.Generator().manual_seed(1))
+                         for kind in ("settled", "uniform"))
     assert target.u(anywhere).max() > 1e4 and target.u(settled).max() < 100 + target.u(torch.zeros(1, 1, 7)).item()
     assert settled.abs().max() <= math.pi and len(settled.round(decimals=3).flatten(1).unique(dim=0)) > 20
 
