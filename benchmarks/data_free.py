@@ -96,7 +96,7 @@ def generator_pools(system: System, recipe: str, options: argparse.Namespace) ->
 
 
 def has_reference(system: System) -> bool:
-    """Whether there is anything to compare samples with; ala2-torsions has none."""
+    """Whether there is anything to compare samples with; a system of one's own may have none."""
     return (system.path / "reference.npz").exists()
 
 
