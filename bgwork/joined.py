@@ -23,6 +23,7 @@ from bgwork.samplers.certificates import density_of
 from bgwork.system import System, load_system
 
 FREE = ("n", "seed", "compiled", "command", "commit", "versions")  # what runs may differ in
+PATHS = ("generator", "system")  # may be written in several ways
 PROBED = 4  # rows of each run whose energies are evaluated again
 
 
@@ -42,16 +43,22 @@ class Part:
     def seed(self) -> int:
         return self.settings["seed"]
 
+    def names(self, key: str) -> tuple[str, str]:
+        """What a path in the settings leads to, however it is written: its last part, and the hash of the generator's file."""
+        return Path(self.settings[key]).name, self.settings["generator_fingerprint"]
+
     def __str__(self) -> str:
         return f"{self.folder} (seed {self.seed}, n = {len(self.weighted)})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """All samples of several runs, what they were drawn with, and the density at reference samples if one of the runs has it."""
+    """All samples of several runs, what they were drawn with, the recipe of their generator as the first run has it written down, and
+    the density at reference samples if one of the runs has it."""
 
     weighted: WeightedSamples
     settings: dict[str, Any]
+    recipe: str | None
     held_out: HeldOut | None
 
 
@@ -76,9 +83,10 @@ def join(folders: Sequence[Path]) -> Joined:
     proposal = together(parts)
     shared = {key: value for key, value in parts[0].settings.items() if key not in FREE}
     found = next((density for density in known if density is not None), None)
-    u = torch.cat([part.weighted.u for part in parts])
+    u, recipe = torch.cat([part.weighted.u for part in parts]), parts[0].folder / "recipe.toml"
     return Joined(weighted=WeightedSamples(proposal=proposal, u=u, target=parts[0].weighted.target),
                   settings=shared | {"n": len(proposal), "seeds": [part.seed for part in parts], "joined": list(map(str, parts))},
+                  recipe=recipe.read_text(encoding="utf-8") if recipe.exists() else None,
                   held_out=None if proposal.density is Density.SIGNED else found)
 
 
@@ -103,11 +111,10 @@ def check_alike(parts: Sequence[Part]) -> None:
     """Raise JoinError unless only number and seed differ."""
     first = parts[0]
     for other in parts[1:]:
-        keys = (first.settings.keys() | other.settings.keys()) - set(FREE)
-        for key in sorted(keys):
-            if first.settings.get(key) != other.settings.get(key):
-                raise JoinError(f"{key} is {first.settings.get(key)} in {first.folder} and {other.settings.get(key)} in {other.folder}; "
-                                "samples of different maps are best kept apart")
+        for key in sorted((first.settings.keys() | other.settings.keys()) - set(FREE)):
+            ours, theirs = first.settings.get(key), other.settings.get(key)
+            if ours != theirs and not (key in PATHS and first.names(key) == other.names(key)):
+                raise JoinError(f"{key} is {ours} in {first.folder} and {theirs} in {other.folder}; keep samples of different maps apart")
         ours, theirs = first.weighted.proposal, other.weighted.proposal
         if ours.origin.edits != theirs.origin.edits:
             raise JoinError(f"{first.folder} was edited ({'; '.join(ours.origin.edits) or 'not'}) otherwise than {other.folder} "
@@ -170,7 +177,9 @@ def joint_certificate(certificates: Sequence[Certificate], reach: Sequence[float
 
 
 def save(joined: Joined, folder: Path) -> None:
-    """samples.npz, recipe.toml's place taken by sampling.toml, and the density at reference samples, as `bgwork run` leaves them."""
+    """recipe.toml, sampling.toml, samples.npz and the density at reference samples, as `bgwork run` leaves them."""
+    if joined.recipe is not None:
+        store.write_text(folder / "recipe.toml", joined.recipe)
     runs.write_sampling(folder, joined.settings)
     store.save_samples(folder / runs.SAMPLES_FILE, joined.weighted)
     if joined.held_out is not None:

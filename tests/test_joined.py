@@ -55,6 +55,7 @@ def test_a_joined_run_is_read_and_reported_as_any_other(pair, tmp_path):
     assert told.exit_code == 0, (told.output, told.exception)
     again = stored(tmp_path / "all")
     assert isinstance(again, WeightedSamples) and ess(again) == ess(join(pair).weighted)
+    assert (tmp_path / "all" / "recipe.toml").read_text() == (pair[0] / "recipe.toml").read_text()
     assert (tmp_path / "all" / "report.html").exists() and "200 weighted samples of 2 runs" in told.output
     assert call("estimate", tmp_path / "all").exit_code == 0
     refused(call("join", tmp_path / "all", pair[0], "--out", tmp_path / "more"), "bgwork sample")  # which seeds it holds is not looked into
@@ -82,6 +83,20 @@ def test_runs_that_differ_are_refused(pair, tmp_path):
         join([pair[0], other.folder])
     with pytest.raises(JoinError, match="give folders of such runs"):
         join([pair[0], tmp_path / "nowhere"])
+
+
+def test_the_same_generator_by_another_path_is_the_same(pair, tmp_path):
+    settings = (pair[1] / "sampling.toml").read_text()
+    generator = find_run("dw4", SampleSettings(), recipe="polish", folder=None).generator
+    assert f'"{generator}"' in settings
+    changed = {"b": (str(generator), str(tmp_path / generator.name)), "c": ('fingerprint = "', 'fingerprint = "x')}
+    for name, (old, new) in changed.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "samples.npz").write_bytes((pair[1] / "samples.npz").read_bytes())
+        (tmp_path / name / "sampling.toml").write_text(settings.replace(old, new))
+    assert len(join([pair[0], tmp_path / "b"]).weighted) == 200
+    with pytest.raises(JoinError, match="generator_fingerprint is"):
+        join([pair[0], tmp_path / "c"])
 
 
 def test_energies_of_another_system_are_refused(pair, tmp_path):
