@@ -136,7 +136,7 @@ def check_energies(parts: Sequence[Part], system: System) -> None:
 
 def together(parts: Sequence[Part]) -> Proposal:
     """All rows in one proposal, with all costs and certificates."""
-    proposals = [part.weighted.proposal for part in parts]
+    proposals = [with_sign(part.weighted.proposal) for part in parts]
     columns = {name: torch.cat([getattr(each, name) for each in proposals]) for name in COLUMNS if getattr(proposals[0], name) is not None}
     certificate, density = None, proposals[0].density
     if all(each.certificate is not None for each in proposals):
@@ -150,6 +150,12 @@ def together(parts: Sequence[Part]) -> Proposal:
                      method=f"{proposals[0].origin.method}, seeds {seeds}")
     cost, note = sum((each.cost for each in proposals), start=Cost()), "; ".join(f"{part}: {part.weighted.proposal.note}" for part in parts)
     return replace(proposals[0], **columns, origin=origin, density=density, certificate=certificate, cost=cost, note=note)
+
+
+def with_sign(proposal: Proposal) -> Proposal:
+    """The same with a column of signs; files of exact samples from before there were any have none, and no negative determinant."""
+    unsigned = proposal.density is Density.EXACT and proposal.sign is None
+    return replace(proposal, sign=torch.ones_like(proposal.log_q)) if unsigned else proposal
 
 
 def farthest(x: Tensor) -> float:

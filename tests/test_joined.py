@@ -129,6 +129,9 @@ def test_one_signed_run_makes_all_signed(pair):
     exact, other = (Part(folder=folder, weighted=stored(folder), settings={"seed": k}) for k, folder in enumerate(pair))
     proposal = together([exact, with_fold(other)])
     assert proposal.density is Density.SIGNED and proposal.sign.sum() == 198 and proposal.certificate.n_negative == 1
+    old = replace(exact, weighted=replace(exact.weighted, proposal=replace(exact.weighted.proposal, sign=None)))
+    assert together([old, with_fold(other)]).sign.sum() == together([with_fold(other), old]).sign.sum() == 198
+    assert together([old, with_fold(other)]).density is Density.SIGNED
     with pytest.raises(JoinError, match="so far out"):
         together([exact, with_fold(other, scale=1e-3)])  # searched among samples that all lie further in
 
