@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from bgwork.fields.forward_mode import FORWARD_MODE
 from bgwork.protocols import Field
 
 Velocity = Callable[[Tensor], Tensor]
@@ -74,7 +75,8 @@ def _columns(velocity: Velocity, x: Tensor, chunk: int, reduce: Callable[[Tensor
         tangent = direction.expand_as(x)
         return reduce(tangent, torch.func.jvp(velocity, (x,), (tangent,))[1])
 
-    return velocity(x), torch.vmap(column, chunk_size=chunk)(basis)
+    with FORWARD_MODE:
+        return velocity(x), torch.vmap(column, chunk_size=chunk)(basis)
 
 
 def rademacher(shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
@@ -101,4 +103,5 @@ class Hutchinson:
         def along(probe: Tensor) -> Tensor:
             return (probe * torch.func.jvp(lambda y: self.field(t, y), (x,), (probe,))[1]).sum((1, 2))
 
-        return self.field(t, x), torch.vmap(along, in_dims=1, out_dims=1)(self.probes.to(x.dtype))
+        with FORWARD_MODE:
+            return self.field(t, x), torch.vmap(along, in_dims=1, out_dims=1)(self.probes.to(x.dtype))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bgwork.curved import ConstantCurvature, Sphere
+from bgwork.fields.forward_mode import FORWARD_MODE
 from bgwork.protocols import Field
 from bgwork.samplers.executed import ExecutedMap
 from bgwork.samplers.integrators import Grid
@@ -74,7 +75,8 @@ class GeodesicStep:
             return torch.func.jvp(self._extended, (x,), (direction.expand_as(x),))
 
         directions = torch.eye(x[0].numel(), dtype=x.dtype).view(-1, *x.shape[1:])
-        image, columns = torch.func.vmap(along, out_dims=(None, -1))(directions)
+        with FORWARD_MODE:
+            image, columns = torch.func.vmap(along, out_dims=(None, -1))(directions)
         return image, columns.flatten(1, 2)
 
     def backward(self, x: Tensor) -> Tensor:
