@@ -21,6 +21,7 @@ from bgwork.recipes.distill import DistillRecipe
 from bgwork.recipes.flow_matching import FlowMatchingRecipe
 from bgwork.recipes.flow_sampling import FlowSamplingRecipe
 from bgwork.recipes.idem import IDEMRecipe
+from bgwork.recipes.mapped import MappedFlowMatchingRecipe, TargetedRecipe
 from bgwork.recipes.polish import PolishRecipe
 from bgwork.recipes.polish_map import MapPolishRecipe
 from bgwork.recipes.sections import FIELDS
@@ -33,7 +34,8 @@ OBJECTIVES: dict[str, type[Recipe]] = {
     "adjoint": AdjointRecipe, "weighted-adjoint": WeightedAdjointRecipe, "bridge-matching": BridgeMatchingRecipe,
     "bootstrap": BootstrapRecipe, "flow-sampling": FlowSamplingRecipe, "curved-flow-sampling": CurvedFlowSamplingRecipe,
     "torsional-adjoint": TorsionalAdjointRecipe,
-    "weighted-torsional-adjoint": WeightedTorsionalAdjointRecipe, "distill": DistillRecipe, "polish-map": MapPolishRecipe}
+    "weighted-torsional-adjoint": WeightedTorsionalAdjointRecipe, "distill": DistillRecipe, "polish-map": MapPolishRecipe,
+    "targeted": TargetedRecipe, "mapped-flow-matching": MappedFlowMatchingRecipe}
 
 
 def list_recipes(system: System) -> tuple[str, ...]:

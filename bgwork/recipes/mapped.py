@@ -1,0 +1,120 @@
+"""A generator of one energy carried to another of the same molecule: a flow, and a map of internal coordinates after it.
+
+objective = "targeted" keeps the flow of a generator that is there and learns the map alone; "mapped-flow-matching" keeps such a map and trains
+the flow before it on, with data of the new energy that are taken back through the map.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from bgwork.objectives.flow_matching import FlowMatchingBatch, flow_matching_loss
+from bgwork.objectives.targeted import TargetedSource, targeted_loss
+from bgwork.protocols import Sampler
+from bgwork.provenance import tensor_fingerprint
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta, load_initial
+from bgwork.recipes.flow_matching import DataTrainingSection, FlowSection, pairs, prior_of
+from bgwork.recipes.oversampling import OversamplingSection
+from bgwork.recipes.sections import CouplingSection
+from bgwork.relaxed import equilibrium_set
+from bgwork.samplers.internal_map import InternalMap
+from bgwork.samplers.mapped_flow import MappedFlow
+from bgwork.spaces import MeanFree, Space
+from bgwork.system import Count, Section, System, load_system
+from bgwork.training import TrainingJob
+from bgwork.transported import rows_to_learn
+
+
+class MappedNetwork(nn.Module):
+    """A velocity, and the map that comes after its flow."""
+
+    def __init__(self, field: nn.Module, last: InternalMap) -> None:
+        super().__init__()
+        self.field, self.map = field, last
+
+
+class MappedRecipe(Recipe):
+    """What both objectives share: network and sampler."""
+
+    spaces: ClassVar[tuple[type[Space], ...]] = (MeanFree,)
+
+    sampler: FlowSection = FlowSection()
+
+    def network(self, system: System) -> nn.Module:
+        if system.topology is None:
+            raise RecipeError(f"{system.name} has no topology, and a map of internal coordinates needs bonds; take objective "
+                              "\"flow-matching\"")
+        return MappedNetwork(self.field.build(system), InternalMap(system.topology))
+
+    def default_choice(self) -> Choice:
+        return Choice(integrator=self.sampler.integrator, steps=self.sampler.steps, weights="density")
+
+    def sampler_of(self, trained: Trained, choice: Choice) -> Sampler:
+        grid = self.sampler.build(integrator=choice.integrator, steps=choice.steps)
+        return MappedFlow(prior=prior_of(trained, self.sampler), field=trained.network.field, map=trained.network.map, grid=grid,
+                          origin=trained.origin, round_trip=trained.round_trip, on_batch=choice.on_batch)
+
+
+class StartSection(Section):
+    """[start]: the system whose equilibrium data are moved, and its generator, whose [field] is the recipe's."""
+
+    system: str
+    generator: str
+
+
+class TargetedTrainingSection(OversamplingSection):
+    """[training] of a map: `batch` configurations, and gradients of the new energy, a step."""
+
+    batch: Count = 64
+
+
+class TargetedRecipe(MappedRecipe):
+    """The map alone, from configurations of another energy and gradients of this one.
+
+    Its means and covariances start as those of the training data, which need to be no equilibrium set (`bgwork relax`).
+    """
+
+    objective: Literal["targeted"]
+    start: StartSection
+    training: TargetedTrainingSection
+
+    def job(self, request: Request) -> TrainingJob:
+        system, training = request.system, self.training
+        self.check_space(system)
+        network, source = initial_network(self, system, seed=request.seed), equilibrium_set(system, load_system(self.start.system))
+        load_initial(network.field, system, f"{self.start.system}/{self.start.generator}")
+        x = source.x[rows_to_learn(source)]
+        network.map.fit(x, request.data)
+        network.field.requires_grad_(requires_grad=False)
+        data = TargetedSource(x=x, target=system.differentiable_target, batch_size=training.batch, seed=request.seed,
+                              chances=training.chances(system, x))
+        meta = {**job_meta(self, request), "start_data": tensor_fingerprint(source.x)}
+        return TrainingJob(model=network, loss=targeted_loss, data=data, config=training.config(compiled=False), folder=request.folder,
+                           meta=meta, on_log=request.on_log)
+
+
+class MappedFlowMatchingRecipe(MappedRecipe):
+    """The flow alone, before a map that stays, by flow matching with data taken back through it."""
+
+    objective: Literal["mapped-flow-matching"]
+    coupling: CouplingSection
+    training: DataTrainingSection
+
+    def job(self, request: Request) -> TrainingJob:
+        if not self.training.initial:
+            raise RecipeError("mapped-flow-matching starts from a generator with a map (objective = \"targeted\"); name it in training.initial")
+        self.check_space(request.system)
+        network = initial_network(self, request.system, seed=request.seed)
+        load_initial(network, request.system, self.training.initial)
+        network.map.requires_grad_(requires_grad=False)
+        return TrainingJob(
+            model=network, loss=mapped_loss, data=pairs(request, self.training, self.coupling, network.map.inverse(request.data.double())),
+            config=self.training.config(), folder=request.folder, meta=job_meta(self, request),
+            evaluate=ess_of(self, request.system, n=self.training.evaluate_samples), on_log=request.on_log)
+
+
+def mapped_loss(model: MappedNetwork, batch: FlowMatchingBatch) -> Tensor:
+    """Flow matching of the velocity."""
+    return flow_matching_loss(model.field, batch)
