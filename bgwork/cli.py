@@ -22,6 +22,7 @@ from bgwork.recipes import default_recipe
 from bgwork.relaxed import Relaxation
 from bgwork.runs import SampleSettings, find_run
 from bgwork.system import list_systems, load_system
+from bgwork.transported import find_transport
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -72,7 +73,8 @@ def reference(
 @app.command()
 def relax(
     name: SystemName, n: N = 12_000, seed: Seed = 0, out: Out = None,
-    start: Annotated[str | None, typer.Option(help="System whose data are moved.", show_default="reference.start")] = None,
+    start: Annotated[str | None, typer.Option(help="System whose data are moved, or weighted samples of this one.",
+                                                 show_default="reference.start")] = None,
     transitions: Annotated[int, typer.Option(help="Of Hamiltonian Monte Carlo before the first snapshot.")] = Relaxation.transitions,
     snapshots: Annotated[int, typer.Option(help="Of every walker; -n counts them all.")] = Relaxation.snapshots,
     between: Annotated[int, typer.Option(help="Transitions from one snapshot to the next.")] = Relaxation.between,
@@ -171,6 +173,22 @@ def anneal(
     annealing = find_annealing(source, settings, recipe=recipe, folder=out, accept=accept or ())
     workflow.sample(annealing, accept=accept or ())
     workflow.keep_or_write_report(annealing)
+
+
+@app.command()
+def transport(
+    source: Source, recipe: Recipe = None, out: Out = None,
+    n: Annotated[int | None, typer.Option("-n", help="Configurations.", show_default="all the map was not learned on")] = None,
+) -> None:
+    """Another energy's equilibrium data, moved by the map of a "targeted" generator and weighed for this energy; and the report.
+
+    One energy a configuration, and no chain: averages and free-energy differences of an energy that is dear (not log Z).
+
+    Example: `bgwork transport ala2-xtb --recipe targeted`, after `bgwork reference ala2-vacuum -n 40000`
+    """
+    moved = find_transport(source, n=n, recipe=recipe, folder=out)
+    workflow.sample(moved, accept=())
+    workflow.keep_or_write_report(moved)
 
 
 @app.command()

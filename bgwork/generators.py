@@ -124,5 +124,6 @@ def _network(path: Path, recipe: Recipe, tensors: dict[str, torch.Tensor], syste
 
 
 def _origin(path: Path, meta: dict[str, Any]) -> Origin:
-    kind = {"flow-matching": "flow", "polish": "flow"}.get(meta["recipe"]["objective"], meta["recipe"]["objective"])
+    known = {"flow-matching": "flow", "polish": "flow", "mapped-flow-matching": "mapped flow"}
+    kind = known.get(meta["recipe"]["objective"], meta["recipe"]["objective"])
     return Origin(method=f"{kind} {meta['recipe_name']}", system=meta["system"], config_hash=file_fingerprint(path), commit=meta["commit"])

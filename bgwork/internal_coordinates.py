@@ -1,6 +1,6 @@
 """Bond lengths, bond angles and torsions along a spanning tree of a molecule: there and back again, with the volume element.
 
-    d^{3n}x = dX dOmega prod_i r_i^2 prod_i sin(theta_i) dr dtheta dphi    (Herschbach, Johnston and Rapp 1959; Chang, Potter and Gilson 2003)
+    d^{3n}x = dX dOmega prod_i r_i^2 prod_i sin(theta_i) dr dtheta dphi    (Herschbach et al. 1959; Chang, Potter and Gilson 2003)
 X is the mean of all atoms and Omega the orientation of the frame of the first three, so that a change of the internal coordinates which
 leaves X and Omega alone has the ratio of the products as its determinant.
 

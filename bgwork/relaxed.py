@@ -9,6 +9,7 @@ gradients, since stiff coordinates forget sooner than loose ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from bgwork.protocols import Target
 from bgwork.provenance import commit
 from bgwork.records import Density, Origin, Proposal, WeightedSamples
 from bgwork.reference_checks import ReferenceError, data_of
+from bgwork.reweighting import chances
 from bgwork.samplers.batches import check_count
 from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.mcmc import ChainState, hmc_step
-from bgwork.samplers.moves import Hamiltonian, Path, Rung, Walkers, tuned_step
+from bgwork.samplers.moves import Hamiltonian, Rung, Walkers, tuned_step
+from bgwork.samplers.moves import Path as EnergyPath
 from bgwork.samplers.schedules import Meter
 from bgwork.samplers.transfer import drawn_evenly
+from bgwork.store import SAMPLES_FILE
 from bgwork.system import System
 
 FIRST_STEP = 0.002  # guess of the leapfrog step, in the system's length unit
@@ -62,12 +66,14 @@ class Relaxation:
         return self.transitions + (self.snapshots - 1) * self.between
 
 
-def relax(system: System, other: System, n: int, *, relaxation: Relaxation, seed: int, progress: Progress = silent) -> Proposal:
-    """n configurations, `relaxation.snapshots` of each of n / snapshots walkers that start from the other system's equilibrium data.
+def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxation: Relaxation, seed: int,
+          progress: Progress = silent) -> Proposal:
+    """n configurations, `relaxation.snapshots` of each of n / snapshots walkers.
 
     Args:
-        system: whose energy moves them, and whose basins get equal shares of the walkers, as far as the data have so many.
-        other: a system of the same molecule, or on the same space, with data made by `bgwork reference`.
+        system: whose energy moves them, and whose basins get equal shares of the walkers, as far as there are so many rows.
+        start: equilibrium data of another energy (`equilibrium_set`), each row for one walker at most, or weighted samples of the
+            system itself (`weighted_start`), drawn within a basin by weight, so that several walkers may start from one.
         n: of configurations, a multiple of the snapshots.
         relaxation: how far they are moved.
         seed: of everything random.
@@ -75,34 +81,44 @@ def relax(system: System, other: System, n: int, *, relaxation: Relaxation, seed
     Returns:
         UNCERTIFIED configurations with log_q = -u; `group` = walker.
     Raises:
-        ReferenceError: if there are no such data, or too few; if n is no multiple of the snapshots.
+        ReferenceError: if there are too few; if n is no multiple of the snapshots.
     """
     check_count(n)
-    source, walkers = equilibrium_set(system, other), n // relaxation.snapshots
-    if n % relaxation.snapshots or walkers > len(source):
-        raise ReferenceError(f"{n} configurations are not {relaxation.snapshots} snapshots of each of at most {len(source)} walkers, which "
-                             f"is how many data {other.name} has; choose a multiple, or make more with `bgwork reference {other.name}`")
+    walkers, came_from = n // relaxation.snapshots, origin_of(start)
+    if n % relaxation.snapshots or walkers > len(start):
+        raise ReferenceError(f"{n} configurations are not {relaxation.snapshots} snapshots of each of at most {len(start)} walkers, which "
+                             f"is how many configurations of {came_from} there are; choose a multiple, or make more of them")
     target, generator = system.differentiable_target, torch.Generator().manual_seed(seed)
     meter = Meter(target)
-    basin = system.functions[system.basins](source.x).long() if system.basins else torch.zeros(len(source), dtype=torch.long)
-    alike = torch.zeros(len(source), dtype=torch.long)
-    rows = drawn_evenly(alike, basin.unique(return_inverse=True)[1], walkers, generator=generator)
-    start = source.x[rows]
-    pilot, nought = start[torch.randperm(walkers, generator=generator)[: relaxation.pilot]], torch.zeros(walkers, dtype=torch.float64)
-    _, step = tuned_step(Hamiltonian(leapfrog=relaxation.leapfrog, jitter=JITTER), Path(target=target), 1.0,
+    x = first_positions(system, start, walkers, generator=generator)
+    pilot, nought = x[torch.randperm(walkers, generator=generator)[: relaxation.pilot]], torch.zeros(walkers, dtype=torch.float64)
+    _, step = tuned_step(Hamiltonian(leapfrog=relaxation.leapfrog, jitter=JITTER), EnergyPath(target=target), 1.0,
                          Walkers(x=pilot, u_0=nought[: len(pilot)], u=nought[: len(pilot)]), FIRST_STEP, generator=generator)
-    x, u = snapshots(target, start, step, relaxation, progress, generator=generator)
-    note = (f"no equilibrium: configurations of {other.name}, moved by {relaxation.transitions} to {relaxation.total} transitions of "
+    x, u = snapshots(target, x, step, relaxation, progress, generator=generator)
+    note = (f"no equilibrium: configurations of {came_from}, moved by {relaxation.transitions} to {relaxation.total} transitions of "
             f"Hamiltonian Monte Carlo on the energy of {system.name}")
     return Proposal(x=x, log_q=-u, space=system.space, density=Density.UNCERTIFIED, note=note, cost=meter.read(),
                     origin=Origin(method="relaxed", system=system.name, seed=seed, commit=commit()),
                     group=torch.arange(walkers).repeat(relaxation.snapshots))
 
 
+def first_positions(system: System, start: Proposal | WeightedSamples, walkers: int, *, generator: torch.Generator) -> Tensor:
+    """Where walkers start, [walkers, n, d]: an equal share in each basin, and in it by weight if there are weights."""
+    x = proposal_of(start).x
+    basin = system.functions[system.basins](x).long() if system.basins else torch.zeros(len(x), dtype=torch.long)
+    stratum = basin.unique(return_inverse=True)[1]
+    if isinstance(start, Proposal):
+        return x[drawn_evenly(torch.zeros(len(x), dtype=torch.long), stratum, walkers, generator=generator)]
+    p = chances(start)
+    shares = torch.tensor_split(torch.arange(walkers), int(stratum.max()) + 1)
+    return x[torch.cat([torch.multinomial(p * (stratum == k), len(share), replacement=True, generator=generator)
+                        for k, share in enumerate(shares)])]
+
+
 def snapshots(target: Target, x: Tensor, step: float, relaxation: Relaxation, progress: Progress, *,
               generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Configurations [snapshots * B, n, d] and their reduced energies, snapshot after snapshot."""
-    rung, one, kept = Rung(path=Path(target=target), beta=1.0), torch.ones(len(x), dtype=torch.float64), []
+    rung, one, kept = Rung(path=EnergyPath(target=target), beta=1.0), torch.ones(len(x), dtype=torch.float64), []
     state = ChainState.at(rung, x)
     for k in range(relaxation.total):
         spread = 1.0 + JITTER * (2.0 * torch.rand(len(x), generator=generator, dtype=torch.float64) - 1.0)
@@ -111,6 +127,29 @@ def snapshots(target: Target, x: Tensor, step: float, relaxation: Relaxation, pr
         if k + 1 >= relaxation.transitions and (k + 1 - relaxation.transitions) % relaxation.between == 0:
             kept.append((state.x, state.u))
     return torch.cat([x for x, _ in kept]), torch.cat([u for _, u in kept])
+
+
+def weighted_start(system: System, path: Path) -> WeightedSamples:
+    """Weighted samples of the system itself, such as `bgwork transport` makes.
+
+    Raises:
+        ReferenceError: if the file holds something else.
+    """
+    samples = store.load_samples(path / SAMPLES_FILE if path.is_dir() else path)
+    if not isinstance(samples, WeightedSamples) or samples.target != system.target.name:
+        raise ReferenceError(f"{path} holds no weighted samples of {system.name}; make some with `bgwork transport {system.name}`")
+    return samples
+
+
+def proposal_of(samples: Proposal | WeightedSamples) -> Proposal:
+    """The proposal in either record."""
+    return samples.proposal if isinstance(samples, WeightedSamples) else samples
+
+
+def origin_of(start: Proposal | WeightedSamples) -> str:
+    """What the configurations are of, for messages."""
+    origin = proposal_of(start).origin
+    return f"{origin.system}, {origin.method} and drawn by weight" if isinstance(start, WeightedSamples) else origin.system
 
 
 def equilibrium_set(system: System, other: System) -> Proposal:

@@ -1,63 +1,89 @@
-"""Equilibrium data of one energy as weighted samples of another, moved there by the map of a generator (targeted perturbation).
-
-log w = -u(T(x)) + u_0(x) + ln|det DT(x)|, up to one constant: averages, basins and free-energy differences follow, log Z does not. One energy
-a configuration buys what a chain on a costly energy needs hundreds of gradients for; but a basin that is empty under the first
-energy stays so, and the weights tell no more than any others how much that matters (Jarzynski 2002; Rizzi, Carloni and Parrinello 2021).
-"""
+"""Another energy's equilibrium data as a run of this system: moved by a generator's map, and weighed."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bgwork.provenance import tensor_fingerprint
-from bgwork.records import Cost, Density, Origin, Proposal
-from bgwork.samplers.batches import map_batches
+from bgwork import store
+from bgwork.generators import generator_path, load_trained
+from bgwork.partial import PartialSamples
+from bgwork.provenance import file_fingerprint, fingerprint, tensor_fingerprint
+from bgwork.recipes.mapped import TargetedRecipe
+from bgwork.records import Proposal
+from bgwork.relaxed import equilibrium_set
+from bgwork.runs import RUNS, RunError, write_sampling
+from bgwork.samplers.batches import Progress, check_count
 from bgwork.samplers.internal_map import InternalMap
-
-LEARNED_ON = 4  # every fourth walker is for learning a map, the others for weighing
-BATCH = 512
-
-
-def rows_to_learn(source: Proposal) -> Tensor:
-    """[N] bool: the rows that a map may be learned on; without walkers, every fourth row."""
-    label = torch.arange(len(source)) if source.group is None else source.group.unique(return_inverse=True)[1]
-    return label % LEARNED_ON == 0
+from bgwork.samplers.transport import rows_to_weigh, transport
+from bgwork.system import System, load_system
 
 
-def transport(source: Proposal, last: InternalMap, *, system: str, learned_on: str, origin: Origin) -> Proposal:
-    """Configurations of another energy, moved; without those that the map was learned on.
+@dataclass(frozen=True, kw_only=True)
+class Transported:
+    """Configurations of one energy weighed for another, and the folder that they live in.
+
+    Attributes:
+        folder: runs/<system>/transported.
+        system: that they are moved to.
+        source: configurations of the other one, none that the map was learned on.
+        map: that moves them.
+        settings: generator, recipe, start and n, as sampling.toml has them.
+    """
+
+    folder: Path
+    system: System
+    source: Proposal
+    map: InternalMap
+    settings: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the generator's file, the configurations and the system's definition."""
+        return fingerprint(self.settings | {"rows": tensor_fingerprint(self.source.x),
+                                            "system": file_fingerprint(self.system.path / "system.toml")})
+
+    def sample(self, on_batch: Progress, *, kept: PartialSamples) -> Proposal:  # noqa: ARG002
+        """The configurations, moved; all at once, so that there are no batches to show or to keep."""
+        origin = replace(self.source.origin, method=f"transported {self.settings['recipe']}", system=self.system.name,
+                         config_hash=self.fingerprint)
+        return transport(self.source, self.map, origin=origin)
+
+    def write_settings(self) -> None:
+        """sampling.toml, as these samples were made."""
+        write_sampling(self.folder, {"system": str(self.system.path)} | self.settings)
+
+
+def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | None = None, folder: Path | None = None) -> Transported:
+    """The transport by the map of a generator that was learned by targeted perturbation.
 
     Args:
-        source: equilibrium data of the other energy, log q = -u_0.
-        last: T.
-        system: where they are moved to.
-        learned_on: fingerprint of the data of which the map was learned on every fourth walker.
-        origin: of the map.
-    Returns:
-        UNNORMALISED configurations with log q = -u_0(x) - ln|det DT(x)|; `group` as in the source.
+        name_or_path: a system's name (its shipped generator), a training run's folder, or a .safetensors file.
+        n: configurations, spread evenly over those that the map was not learned on; by default all of them.
+        recipe: which of a system's shipped generators.
+        folder: where results go; by default runs/<system>/transported.
+    Raises:
+        RunError: if the generator has no such map, or there are fewer configurations.
+        ReferenceError: if the other system has no data.
     """
-    if tensor_fingerprint(source.x) == learned_on:
-        source = source.take(~rows_to_learn(source))
-    started = time.perf_counter()
-    parts = map_batches(lambda rows: _moved(last, source.x[rows].double()), len(source), BATCH, None)
-    x, log_det = (torch.cat(column) for column in zip(*parts, strict=True))
-    return replace(source, x=x, log_q=source.log_q - log_det, density=Density.UNNORMALISED, certificate=None, sign=None,
-                   cost=Cost(seconds=time.perf_counter() - started),
-                   origin=replace(origin, system=system, seed=source.origin.seed, edits=source.origin.edits),
-                   note=f"{len(source)} configurations of {source.origin.system}, moved by a map of internal coordinates")
-
-
-@torch.no_grad()
-def _moved(last: InternalMap, x: Tensor) -> tuple[Tensor, Tensor]:
-    return last(x)
-
-
-def learned_on(meta: Mapping[str, Any]) -> str:
-    """Fingerprint of the first energy's data in the header of a generator."""
-    return meta.get("start_data", "")
+    path = generator_path(name_or_path, recipe=recipe)
+    made_by, trained = load_trained(path)
+    if not isinstance(made_by, TargetedRecipe):
+        raise RunError(f"{path} has objective {made_by.objective!r} and no map from another energy; give a generator trained with "
+                       'objective = "targeted"')
+    system, other = trained.system, load_system(made_by.start.system)
+    source = equilibrium_set(system, other)
+    source = source.take(rows_to_weigh(source, learned_on=store.load_checkpoint(path)[1].get("start_data", "")))
+    if n is not None:
+        check_count(n)
+        if n > len(source):
+            raise RunError(f"{n} configurations are asked for, {other.name} has {len(source)} that the map was not learned on; ask for "
+                           f"fewer, or make more with `bgwork reference {other.name}`")
+        source = source.take(torch.linspace(0, len(source) - 1, n, dtype=torch.float64).round().long())
+    settings = {"generator": str(path), "generator_fingerprint": trained.origin.config_hash, "start": other.name, "n": len(source),
+                "recipe": trained.origin.method.split()[-1]}
+    return Transported(folder=folder or RUNS / system.name / "transported", system=system, source=source, map=trained.network.map,
+                       settings=settings)

@@ -7,9 +7,10 @@ from pathlib import Path
 from bgwork import reference as reference_data
 from bgwork import runs, store, tables, terminal
 from bgwork.molecule import TransferSection
+from bgwork.records import Proposal, WeightedSamples
 from bgwork.reference_checks import ReferenceError, ReferenceRun, data_of
 from bgwork.reference_trajectory import from_trajectory
-from bgwork.relaxed import Relaxation
+from bgwork.relaxed import Relaxation, equilibrium_set, weighted_start
 from bgwork.relaxed import relax as relaxed_configurations
 from bgwork.store import RUNS
 from bgwork.system import System, load_system
@@ -46,18 +47,30 @@ def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
 
 
 def relax(system: System, start: str | None, n: int, *, relaxation: Relaxation, seed: int, folder: Path | None = None) -> None:
-    """Move another energy's configurations towards this system's, say what they are not, and save them.
+    """Move configurations towards this system's equilibrium, say what they are not, and save them.
+
+    Args:
+        start: another system, whose equilibrium data are moved, or a file or folder of weighted samples of this one; by default the other
+            system that this one's reference data start from.
 
     Raises:
-        ReferenceError: if nothing says which other energy, or it has no data, or too few.
+        ReferenceError: if nothing says what to start from, or there are no such data, or too few.
     """
-    if start is None and not isinstance(system.reference, TransferSection):
-        raise ReferenceError(f"{system.name} names no system to start from (reference.sampler = \"transfer\"); give --start")
-    other, folder = load_system(start or system.reference.start), folder or RUNS / system.name / "relaxed"
+    folder = folder or RUNS / system.name / "relaxed"
     store.ensure_writable(folder)
-    with terminal.progress(f"Relaxing {other.name}") as tick:
-        proposal = relaxed_configurations(system, other, n, relaxation=relaxation, seed=seed, progress=tick)
+    source = start_of(system, start)
+    with terminal.progress(f"Relaxing on {system.name}") as tick:
+        proposal = relaxed_configurations(system, source, n, relaxation=relaxation, seed=seed, progress=tick)
     path = folder / runs.SAMPLES_FILE
     store.save_samples(path, proposal)
     terminal.say(f"Saved {path}: {proposal.note}, with {proposal.cost.gradient} gradients")
     terminal.say(f"They are to train on, not to compare with or to average: `bgwork train {system.name} --data {path}`")
+
+
+def start_of(system: System, start: str | None) -> Proposal | WeightedSamples:
+    """What `relax` starts from; see there."""
+    if start is None and not isinstance(system.reference, TransferSection):
+        raise ReferenceError(f"{system.name} names no system to start from (reference.sampler = \"transfer\"); give --start")
+    if start is not None and (Path(start).suffix == ".npz" or (Path(start) / runs.SAMPLES_FILE).exists()):
+        return weighted_start(system, Path(start))
+    return equilibrium_set(system, load_system(start or system.reference.start))

@@ -28,7 +28,7 @@ class TargetedBatch(NamedTuple):
         x: [B, n, 3], of the first energy.
         gradient: du/dx at T(x) [B, n, 3].
         u: [B] there.
-        seconds: CPU time of making the batch.
+        seconds: that making the batch took, energies by worker processes included.
     """
 
     x: Tensor
@@ -60,7 +60,7 @@ class TargetedSource:
 
     def batch(self, state: TrainingState) -> TargetedBatch:
         """Draw configurations, move them, ask for u and its gradient; rows without a finite one are left out and counted."""
-        started = time.process_time()
+        started = time.perf_counter()
         generator = torch.Generator().manual_seed(self.seed * 1_000_000_007 + state.step)
         chances = torch.ones(len(self.x)) if self.chances is None else self.chances
         x = self.x[torch.multinomial(chances, self.batch_size, replacement=True, generator=generator)]
@@ -73,7 +73,7 @@ class TargetedSource:
         self.failed += int((~usable).sum())
         self.capped += int((size[usable] > FORCE_CAP).sum())
         gradient = gradient * (FORCE_CAP / size).clamp(max=1.0)[:, None, None]
-        return TargetedBatch(x=x[usable], gradient=gradient[usable], u=u[usable], seconds=time.process_time() - started)
+        return TargetedBatch(x=x[usable], gradient=gradient[usable], u=u[usable], seconds=time.perf_counter() - started)
 
     def figures(self) -> dict[str, float]:
         """Gradients so far, and rows whose gradient was cut or not finite."""

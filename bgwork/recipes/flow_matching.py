@@ -52,8 +52,9 @@ class FlowMatchingRecipe(Recipe):
         if training.initial:
             load_initial(network, system, training.initial)
         return TrainingJob(
-            model=network, loss=flow_matching_loss, data=pairs(request, training, self.coupling, request.data), config=training.config(), folder=request.folder,
-            meta=job_meta(self, request), evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
+            model=network, loss=flow_matching_loss, data=pairs(request, training, self.coupling, request.data),
+            config=training.config(), folder=request.folder, meta=job_meta(self, request),
+            evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
 
     def default_choice(self) -> Choice:
         return Choice(integrator=self.sampler.integrator, steps=self.sampler.steps, weights="density")

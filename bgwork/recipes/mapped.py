@@ -1,14 +1,14 @@
 """A generator of one energy carried to another of the same molecule: a flow, and a map of internal coordinates after it.
 
-objective = "targeted" keeps the flow of a generator that is there and learns the map alone; "mapped-flow-matching" keeps such a map and trains
-the flow before it on, with data of the new energy that are taken back through the map.
+objective = "targeted" keeps the flow of a generator that is there and learns the map alone; "mapped-flow-matching" keeps such a map and
+trains the flow before it on, with data of the new energy that are taken back through the map.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from bgwork.objectives.flow_matching import FlowMatchingBatch, flow_matching_loss
 from bgwork.objectives.targeted import TargetedSource, targeted_loss
@@ -21,10 +21,10 @@ from bgwork.recipes.sections import CouplingSection
 from bgwork.relaxed import equilibrium_set
 from bgwork.samplers.internal_map import InternalMap
 from bgwork.samplers.mapped_flow import MappedFlow
+from bgwork.samplers.transport import rows_to_learn
 from bgwork.spaces import MeanFree, Space
 from bgwork.system import Count, Section, System, load_system
 from bgwork.training import TrainingJob
-from bgwork.transported import rows_to_learn
 
 
 class MappedNetwork(nn.Module):
@@ -104,7 +104,8 @@ class MappedFlowMatchingRecipe(MappedRecipe):
 
     def job(self, request: Request) -> TrainingJob:
         if not self.training.initial:
-            raise RecipeError("mapped-flow-matching starts from a generator with a map (objective = \"targeted\"); name it in training.initial")
+            raise RecipeError("the map before which a flow is trained on must be there; name a generator with objective = \"targeted\" in "
+                              "training.initial")
         self.check_space(request.system)
         network = initial_network(self, request.system, seed=request.seed)
         load_initial(network, request.system, self.training.initial)

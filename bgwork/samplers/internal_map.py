@@ -1,4 +1,4 @@
-"""A map between the equilibria of two energies of one molecule, with its determinant in closed form: bonds, angles and stiff torsions affinely.
+"""A map between the equilibria of two energies of one molecule, with its determinant in closed form.
 
 Two energies of one molecule agree about its torsions better than about the lengths and widths of its bonds and angles, and it is those
 that leave so little overlap in some sixty dimensions. With y the stiff coordinates (ln r, ln tan(theta/2), 2 tan(delta/2) of torsions that
