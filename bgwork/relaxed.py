@@ -73,7 +73,8 @@ def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxati
     Args:
         system: whose energy moves them, and whose basins get equal shares of the walkers, as far as there are so many rows.
         start: equilibrium data of another energy (`equilibrium_set`), each row for one walker at most, or weighted samples of the
-            system itself (`weighted_start`), drawn within a basin by weight, so that several walkers may start from one.
+            system itself (`weighted_start`), drawn within a basin by weight, the largest `truncated`, so that several walkers may start from
+            one.
         n: of configurations, a multiple of the snapshots.
         relaxation: how far they are moved.
         seed: of everything random.
@@ -109,10 +110,15 @@ def first_positions(system: System, start: Proposal | WeightedSamples, walkers: 
     stratum = basin.unique(return_inverse=True)[1]
     if isinstance(start, Proposal):
         return x[drawn_evenly(torch.zeros(len(x), dtype=torch.long), stratum, walkers, generator=generator)]
-    p = chances(start)
+    p = truncated(chances(start))
     shares = torch.tensor_split(torch.arange(walkers), int(stratum.max()) + 1)
     return x[torch.cat([torch.multinomial(p * (stratum == k), len(share), replacement=True, generator=generator)
                         for k, share in enumerate(shares)])]
+
+
+def truncated(p: Tensor) -> Tensor:
+    """Weights cut off at sqrt(N) times their mean (Ionides 2008), so that no few rows are all there is to train on; p [N] adds up to one."""
+    return p.clamp(max=len(p) ** 0.5 * p.mean())
 
 
 def snapshots(target: Target, x: Tensor, step: float, relaxation: Relaxation, progress: Progress, *,
@@ -149,7 +155,7 @@ def proposal_of(samples: Proposal | WeightedSamples) -> Proposal:
 def origin_of(start: Proposal | WeightedSamples) -> str:
     """What the configurations are of, for messages."""
     origin = proposal_of(start).origin
-    return f"{origin.system}, {origin.method} and drawn by weight" if isinstance(start, WeightedSamples) else origin.system
+    return f"{origin.system}, {origin.method} and drawn by weight (at most the square root of their number times the mean one)" if isinstance(start, WeightedSamples) else origin.system
 
 
 def equilibrium_set(system: System, other: System) -> Proposal:

@@ -155,8 +155,8 @@ def test_weights_of_moved_configurations_are_proper():
     start = structure + prior.sample(4000, generator=seed(5))
     true.fit(start, start)
     with torch.no_grad():
-        true.linear.mul_(0.8).add_(0.03 * torch.randn(true.linear.shape, generator=seed(6), dtype=torch.float64))
-        true.new_mean[0] += 0.5 * true.scale
+        true.linear.mul_(0.8).add_(0.01 * torch.randn(true.linear.shape, generator=seed(6), dtype=torch.float64))
+        true.new_mean[0] += 0.2 * true.scale
         made.fit(start, true(start)[0])
         x = structure + prior.sample(20_000, generator=seed(7))
         image, log_det = made(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from oracles import GaussianOracle, propose
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Estimate
 from bgwork.reference_checks import ReferenceError
-from bgwork.relaxed import Relaxation, equilibrium_set, relax, snapshots
+from bgwork.relaxed import Relaxation, equilibrium_set, first_positions, relax, snapshots, weighted_start
 from bgwork.reweighting import weigh
 from bgwork.samplers.chains import silent
 from bgwork.spaces import MeanFree
-from bgwork.store import load_samples
+from bgwork.store import load_samples, save_samples
 from bgwork.system import load_system
 
 SHORT = Relaxation(transitions=2, snapshots=2, between=1, leapfrog=2, pilot=4)
@@ -35,7 +36,9 @@ def beside_vacuum(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pair(beside_vacuum):
-    return load_system("ala2-obc2"), load_system("ala2-vacuum")
+    """A system, and equilibrium data of another one."""
+    system = load_system("ala2-obc2")
+    return system, equilibrium_set(system, load_system("ala2-vacuum"))
 
 
 def mean_square(x, n):
@@ -55,10 +58,10 @@ def test_what_is_moved_long_enough_is_in_equilibrium():
 
 
 def test_a_molecule_is_moved_and_its_work_counted(pair):
-    system, other = pair
+    system, start = pair
     told, target = [], system.differentiable_target
     before = target.n_gradient
-    made = relax(system, other, 40, relaxation=SHORT, seed=0, progress=lambda done, total, text: told.append((done, total)))
+    made = relax(system, start, 40, relaxation=SHORT, seed=0, progress=lambda done, total, text: told.append((done, total)))
     assert len(made) == 40 and made.group.tolist() == [*range(20), *range(20)] and not torch.equal(made.x[:20], made.x[20:])
     torch.testing.assert_close(-made.log_q, system.target.u(made.x), rtol=0, atol=1e-4)
     assert told[-1] == (60, 60)
@@ -68,8 +71,8 @@ def test_a_molecule_is_moved_and_its_work_counted(pair):
 
 
 def test_nothing_weighs_them_unasked(pair):
-    system, other = pair
-    made = relax(system, other, 8, relaxation=SHORT, seed=0)
+    system, start = pair
+    made = relax(system, start, 8, relaxation=SHORT, seed=0)
     assert made.density is Density.UNCERTIFIED
     with pytest.raises(ValueError, match="uncertified"):
         weigh(made, system.target)
@@ -86,8 +89,33 @@ def test_walkers_must_come_out_even_and_be_there(pair, n):
         relax(*pair, n, relaxation=SHORT, seed=0)
 
 
+def test_weighted_samples_start_walkers_by_weight(pair, tmp_path):
+    system, data = pair
+    weighted = weigh(replace(data.take(slice(0, 60)), log_q=data.log_q[:60]), system.target)
+    heavy = replace(weighted, u=torch.where(torch.arange(60) % 6 == 0, -weighted.proposal.log_q, torch.inf))  # ten rows, of equal weight
+    save_samples(tmp_path / "w.npz", heavy)
+    start = weighted_start(system, tmp_path / "w.npz")
+    basin = system.functions[system.basins](heavy.x)[::6].long()
+    x = first_positions(system, start, 40, generator=seed())
+    distances = (x[:, None] - heavy.x[::6][None]).abs().amax((2, 3))
+    assert distances.amin(1).max() == 0  # none of the others
+    shares = [int((basin[distances.argmin(1)] == k).sum()) for k in basin.unique()]
+    assert set(shares) == {40 // len(shares)}
+    made = relax(system, start, 8, relaxation=SHORT, seed=0)
+    assert "drawn by weight" in made.note and made.density is Density.UNCERTIFIED
+
+
+def test_a_start_that_holds_no_weights_of_the_system_is_refused(pair, tmp_path):
+    system, data = pair
+    save_samples(tmp_path / "plain.npz", data)
+    save_samples(tmp_path / "other.npz", weigh(data.take(slice(0, 4)), load_system("ala2-vacuum").target))
+    for name in ("plain.npz", "other.npz"):
+        with pytest.raises(ReferenceError, match="holds no weighted samples of ala2-obc2; make some with `bgwork transport"):
+            weighted_start(system, tmp_path / name)
+
+
 def test_another_molecule_and_no_data_are_refused(pair):
-    system, vacuum = pair
+    system, vacuum = pair[0], load_system("ala2-vacuum")
     with pytest.raises(ReferenceError, match="ala3-obc2 is not the molecule of ala2-obc2"):
         equilibrium_set(system, load_system("ala3-obc2"))
     with pytest.raises(ReferenceError, match="bgwork reference ala2-obc2"):

@@ -1,0 +1,215 @@
+"""Maps learned from another energy's configurations, the flows before them, and what they carry over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from commands import call, refused
+from test_training import assert_equal, weights
+
+from bgwork import store
+from bgwork.objectives.targeted import TargetedSource, targeted_loss
+from bgwork.provenance import tensor_fingerprint
+from bgwork.recipes import RecipeError, Request, load_recipe
+from bgwork.recipes.mapped import MappedNetwork
+from bgwork.records import Density
+from bgwork.runs import RunError, weighted_samples
+from bgwork.samplers.internal_map import InternalMap
+from bgwork.samplers.transport import rows_to_learn, rows_to_weigh
+from bgwork.system import load_system, reference_samples
+from bgwork.training import TrainingConfig, TrainingJob, TrainingState, train
+from bgwork.transported import find_transport
+
+TINY = ("training.steps=2", "training.batch=4", "training.warmup=1", "training.checkpoint_every=1")
+
+
+@pytest.fixture(scope="module")
+def systems():
+    return load_system("ala2-vacuum"), load_system("ala2-obc2")
+
+
+@pytest.fixture
+def beside_data(tmp_path, monkeypatch):
+    """A working directory with data of ala2-vacuum, and a recipe for ala2-obc2."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "ala2-vacuum" / "reference"
+    folder.mkdir(parents=True)
+    shutil.copy(load_system("ala2-vacuum").path / "reference.npz", folder / "samples.npz")
+    text = (load_system("ala2-xtb").path / "recipes" / "targeted.toml").read_text()
+    Path("map.toml").write_text(text)
+    mapped = (load_system("ala2-xtb").path / "recipes" / "mapped.toml").read_text()
+    Path("mapped.toml").write_text(mapped)
+
+
+def options(*settings):
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def trained(*more):
+    """A map from vacuum into water, hardly trained; twice is once too often."""
+    shutil.rmtree("made", ignore_errors=True)
+    data = load_system("ala2-obc2").path / "reference.npz"
+    settings = options("start.generator=fm-more", *TINY)
+    return call("train", "ala2-obc2", "--recipe", "map.toml", "--data", data, "--out", "made", *settings, *more)
+
+
+class Still(torch.nn.Module):
+    """A field without weights."""
+
+
+def network(systems):
+    made = MappedNetwork(Still(), InternalMap(systems[0].topology))
+    made.map.fit(reference_samples(systems[0]).x, reference_samples(systems[1]).x)
+    return made
+
+
+def source(systems, **changes):
+    given = {"x": reference_samples(systems[0]).x, "target": systems[1].differentiable_target, "batch_size": 4, "seed": 0}
+    return TargetedSource(**given | changes)
+
+
+def state_of(model):
+    return TrainingState(model=model, average={}, optimiser=torch.optim.AdamW(model.parameters()))
+
+
+def test_the_loss_is_the_mean_work_and_its_gradient_is_right(systems):
+    """Along the gradient of each coefficient, against differences of the mean of u(T(x)) - ln|det DT(x)|."""
+    model, made = network(systems), source(systems)
+    batch = made.batch(state_of(model))
+
+    def work():
+        with torch.no_grad():
+            image, log_det = model.map(batch.x)
+            return (systems[1].differentiable_target.u(image) - log_det).mean()
+
+    value = targeted_loss(model, batch)
+    torch.testing.assert_close(value.detach(), work())
+    value.backward()
+    for p in (model.map.new_mean, model.map.linear, model.map.turn[1]):
+        length, h = p.grad.norm(), 1e-6
+        with torch.no_grad():
+            p.add_(h * p.grad / length)
+            up = work()
+            p.sub_(2 * h * p.grad / length)
+            down = work()
+            p.add_(h * p.grad / length)
+        torch.testing.assert_close((up - down) / (2 * h), length, rtol=1e-4, atol=0)
+
+
+def test_gradients_beyond_the_cap_and_energies_that_fail_are_counted(systems):
+    class Broken:
+        """Every second row has no energy, the first a huge force."""
+
+        def u_and_grad(self, x):
+            u, gradient = torch.zeros(len(x), dtype=torch.float64), torch.zeros_like(x)
+            u[1::2] = torch.inf
+            gradient[0] = 1e6
+            return u, gradient
+
+    made = source(systems, target=Broken())
+    batch = made.batch(state_of(network(systems)))
+    assert made.figures() == {"gradient_evaluations": 4, "capped_rows": 1, "failed_rows": 2}
+    assert len(batch.x) == 2 and batch.gradient[0].norm().item() == pytest.approx(1e4)
+    again = source(systems)
+    again.load_state_dict(made.state_dict())
+    assert again.figures() == made.figures()
+    with pytest.raises(ValueError, match="no configuration of a batch has a finite energy"):
+        targeted_loss(network(systems), batch._replace(x=batch.x[:0], gradient=batch.gradient[:0], u=batch.u[:0]))
+
+
+def test_training_lowers_the_work_and_resumes_bit_for_bit(systems, tmp_path):
+    def job(folder, steps=12):
+        folder.mkdir(exist_ok=True)
+        config = TrainingConfig(steps=steps, learning_rate=3e-3, warmup=1, weight_decay=0.0, clip=50.0, ema=0.5, checkpoint_every=5,
+                                log_every=1)
+        return TrainingJob(model=network(systems), loss=targeted_loss, data=source(systems, batch_size=64), config=config, folder=folder,
+                           meta={"system": "ala2-obc2", "recipe": {}, "seed": 0})
+
+    whole, half = job(tmp_path / "whole"), job(tmp_path / "half")
+    train(whole, resume=False)
+    losses = [json.loads(line)["loss"] for line in whole.metrics.read_text().splitlines()]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    stopped = job(tmp_path / "half")
+    stopped.data.batch = stop_before(6, stopped.data.batch)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, resume=False)
+    train(half, resume=True)
+    assert_equal(weights(half.generator), weights(whole.generator))
+
+
+def stop_before(step, batch):
+    """Ctrl-C while the batch of a step is made."""
+    def stopping(state):
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch(state)
+
+    return stopping
+
+
+def test_maps_are_learned_on_some_walkers_and_weigh_the_others(systems):
+    data = reference_samples(systems[0])
+    learned, weighed = rows_to_learn(data), rows_to_weigh(data, learned_on=tensor_fingerprint(data.x))
+    assert (learned ^ weighed).all() and not set(data.group[learned].tolist()) & set(data.group[weighed].tolist())
+    assert 0.2 < learned.double().mean() < 0.3
+    assert rows_to_weigh(data, learned_on="of other data").all()
+
+
+def test_the_commands_from_end_to_end(beside_data):
+    made = trained()
+    assert made.exit_code == 0, (made.output, made.exception)
+    moved = call("transport", "made", "-n", "60", "--out", "moved")
+    assert moved.exit_code == 0, (moved.output, moved.exception)
+    weighted, data = weighted_samples(Path("moved")), reference_samples(load_system("ala2-vacuum"))
+    assert len(weighted) == 60 and weighted.proposal.density is Density.UNNORMALISED and weighted.target == "ala2-obc2"
+    assert not set(weighted.proposal.group.tolist()) & set(data.group[rows_to_learn(data)].tolist())
+    assert "Verdict" in moved.output and json.loads(Path("moved/report.json").read_text())["log_z"] is None
+    again = call("transport", "made", "-n", "60", "--out", "moved")
+    assert again.exit_code == 0 and "exist and are kept" in again.output + again.stderr
+    drawn = call("sample", "made", "-n", "4", "--steps", "2", "--accept", "uncertified", "--out", "drawn")
+    assert drawn.exit_code == 0, (drawn.output, drawn.exception)
+    assert "map of internal coordinates" in weighted_samples(Path("drawn")).proposal.note
+    on = call("train", "ala2-obc2", "--recipe", "mapped.toml", "--data", "moved/samples.npz", "--out", "on", *options(
+        *TINY, "training.initial=made/generator.safetensors", "training.compiled=false"))
+    assert on.exit_code == 0, (on.output, on.exception)
+    first, second = (store.load_checkpoint(Path(name) / "generator.safetensors")[0] for name in ("made", "on"))
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed and all(name.startswith("field.") for name in changed)
+
+
+def test_moved_configurations_carry_the_change_of_volume(systems, beside_data):
+    trained()
+    found = find_transport("made", n=5)
+    proposal = found.sample(None, kept=None)
+    with torch.no_grad():
+        image, log_det = found.map(found.source.x)
+    torch.testing.assert_close(proposal.x, image)
+    torch.testing.assert_close(proposal.log_q, -systems[0].target.u(found.source.x) - log_det, rtol=0, atol=1e-3)
+
+
+def test_what_cannot_be_transported_is_refused(beside_data):
+    trained()
+    with pytest.raises(RunError, match="has objective 'flow-matching' and no map"):
+        find_transport("ala2-vacuum")
+    refused(call("transport", "made", "-n", "3000"), "3000 configurations are asked for", "ala2-vacuum has 1500")
+    refused(call("transport", "made", "-n", "0"), "0")
+    shutil.rmtree("runs/ala2-vacuum")
+    refused(call("transport", "made"), "bgwork reference ala2-vacuum")
+
+
+def test_recipes_that_do_not_fit_are_refused(beside_data, tmp_path):
+    refused(trained("--set", "start.system=lj13"), "lj13 is not the molecule of ala2-obc2")
+    refused(trained("--set", "start.generator=unknown"), "unknown")
+    assert not Path("made").exists() or not any(Path("made").iterdir())
+    recipe = load_recipe(load_system("ala2-obc2"), "mapped.toml", overrides=["training.initial=''"])
+    request = Request(system=load_system("ala2-obc2"), name="mapped", folder=tmp_path, seed=0, data=torch.zeros(2, 22, 3))
+    with pytest.raises(RecipeError, match="training.initial"):
+        recipe.job(request)
+    with pytest.raises(RecipeError, match="lj13 has no topology"):
+        recipe.network(load_system("lj13"))
