@@ -73,8 +73,7 @@ def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxati
     Args:
         system: whose energy moves them, and whose basins get equal shares of the walkers, as far as there are so many rows.
         start: equilibrium data of another energy (`equilibrium_set`), each row for one walker at most, or weighted samples of the
-            system itself (`weighted_start`), drawn within a basin by weight, the largest `truncated`, so that several walkers may start from
-            one.
+            system itself (`weighted_start`), drawn within a basin by weight, the largest `truncated`; several walkers may start alike.
         n: of configurations, a multiple of the snapshots.
         relaxation: how far they are moved.
         seed: of everything random.
@@ -117,7 +116,7 @@ def first_positions(system: System, start: Proposal | WeightedSamples, walkers: 
 
 
 def truncated(p: Tensor) -> Tensor:
-    """Weights cut off at sqrt(N) times their mean (Ionides 2008), so that no few rows are all there is to train on; p [N] adds up to one."""
+    """Weights cut off at sqrt(N) times their mean (Ionides 2008), lest a few rows are all there is to train on; p [N] adds up to one."""
     return p.clamp(max=len(p) ** 0.5 * p.mean())
 
 
@@ -155,7 +154,9 @@ def proposal_of(samples: Proposal | WeightedSamples) -> Proposal:
 def origin_of(start: Proposal | WeightedSamples) -> str:
     """What the configurations are of, for messages."""
     origin = proposal_of(start).origin
-    return f"{origin.system}, {origin.method} and drawn by weight (at most the square root of their number times the mean one)" if isinstance(start, WeightedSamples) else origin.system
+    if isinstance(start, Proposal):
+        return origin.system
+    return f"{origin.system}, {origin.method} and drawn by weight (cut off at the square root of their number times the mean one)"
 
 
 def equilibrium_set(system: System, other: System) -> Proposal:

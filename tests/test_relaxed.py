@@ -15,7 +15,7 @@ from oracles import GaussianOracle, propose
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Estimate
 from bgwork.reference_checks import ReferenceError
-from bgwork.relaxed import Relaxation, equilibrium_set, first_positions, relax, snapshots, weighted_start
+from bgwork.relaxed import Relaxation, equilibrium_set, first_positions, relax, snapshots, truncated, weighted_start
 from bgwork.reweighting import weigh
 from bgwork.samplers.chains import silent
 from bgwork.spaces import MeanFree
@@ -103,6 +103,13 @@ def test_weighted_samples_start_walkers_by_weight(pair, tmp_path):
     assert set(shares) == {40 // len(shares)}
     made = relax(system, start, 8, relaxation=SHORT, seed=0)
     assert "drawn by weight" in made.note and made.density is Density.UNCERTIFIED
+
+
+def test_large_weights_are_cut_off_for_training():
+    p = torch.full((100,), 0.3 / 99, dtype=torch.float64)
+    p[7] = 0.7
+    cut = truncated(p)
+    assert cut[7].item() == pytest.approx(0.1) and torch.equal(cut[:7], p[:7])
 
 
 def test_a_start_that_holds_no_weights_of_the_system_is_refused(pair, tmp_path):

@@ -14,7 +14,7 @@ from commands import call, refused
 from test_training import assert_equal, weights
 
 from bgwork import store
-from bgwork.objectives.targeted import TargetedSource, targeted_loss
+from bgwork.objectives.targeted import End, Ensemble, TargetedLoss, TargetedSource
 from bgwork.provenance import tensor_fingerprint
 from bgwork.recipes import RecipeError, Request, load_recipe
 from bgwork.recipes.mapped import MappedNetwork
@@ -69,26 +69,32 @@ def network(systems):
     return made
 
 
-def source(systems, **changes):
-    given = {"x": reference_samples(systems[0]).x, "target": systems[1].differentiable_target, "batch_size": 4, "seed": 0}
-    return TargetedSource(**given | changes)
+def source(systems, *, share=0.5, batch_size=4, broken=None):
+    start, end = (Ensemble(x=reference_samples(system).x, target=broken or system.differentiable_target) for system in systems)
+    return TargetedSource(start=start, end=end, batch_size=batch_size, share=share, seed=0)
 
 
 def state_of(model):
     return TrainingState(model=model, average={}, optimiser=torch.optim.AdamW(model.parameters()))
 
 
-def test_the_loss_is_the_mean_work_and_its_gradient_is_right(systems):
-    """Along the gradient of each coefficient, against differences of the mean of u(T(x)) - ln|det DT(x)|."""
-    model, made = network(systems), source(systems)
-    batch = made.batch(state_of(model))
+@pytest.mark.parametrize("share", (0.0, 0.3))
+def test_the_loss_is_the_mean_work_from_both_ends_and_its_gradient_is_right(systems, share):
+    """Along the gradient of each coefficient, against differences."""
+    model, (vacuum, water) = network(systems), (system.differentiable_target for system in systems)
+    batch = source(systems, share=share).batch(state_of(model))
+    assert len(batch.end.x) == (4 if share else 0)
 
     def work():
         with torch.no_grad():
-            image, log_det = model.map(batch.x)
-            return (systems[1].differentiable_target.u(image) - log_det).mean()
+            image, log_det = model.map(batch.start.x)
+            there = (water.u(image) - log_det).mean()
+            if not share:
+                return there
+            x = model.map.inverse(batch.end.x)
+            return (1 - share) * there + share * (vacuum.u(x) + model.map(x)[1]).mean()
 
-    value = targeted_loss(model, batch)
+    value = TargetedLoss(share)(model, batch)
     torch.testing.assert_close(value.detach(), work())
     value.backward()
     for p in (model.map.new_mean, model.map.linear, model.map.turn[1]):
@@ -112,15 +118,15 @@ def test_gradients_beyond_the_cap_and_energies_that_fail_are_counted(systems):
             gradient[0] = 1e6
             return u, gradient
 
-    made = source(systems, target=Broken())
+    made = source(systems, broken=Broken())
     batch = made.batch(state_of(network(systems)))
-    assert made.figures() == {"gradient_evaluations": 4, "capped_rows": 1, "failed_rows": 2}
-    assert len(batch.x) == 2 and batch.gradient[0].norm().item() == pytest.approx(1e4)
+    assert made.figures() == {"gradient_evaluations": 4, "capped_rows": 2, "failed_rows": 4}
+    assert len(batch.start.x) == 2 and batch.start.gradient[0].norm().item() == pytest.approx(1e4)
     again = source(systems)
     again.load_state_dict(made.state_dict())
     assert again.figures() == made.figures()
     with pytest.raises(ValueError, match="no configuration of a batch has a finite energy"):
-        targeted_loss(network(systems), batch._replace(x=batch.x[:0], gradient=batch.gradient[:0], u=batch.u[:0]))
+        TargetedLoss(0.5)(network(systems), batch._replace(end=End(*(value[:0] for value in batch.end))))
 
 
 def test_training_lowers_the_work_and_resumes_bit_for_bit(systems, tmp_path):
@@ -128,7 +134,7 @@ def test_training_lowers_the_work_and_resumes_bit_for_bit(systems, tmp_path):
         folder.mkdir(exist_ok=True)
         config = TrainingConfig(steps=steps, learning_rate=3e-3, warmup=1, weight_decay=0.0, clip=50.0, ema=0.5, checkpoint_every=5,
                                 log_every=1)
-        return TrainingJob(model=network(systems), loss=targeted_loss, data=source(systems, batch_size=64), config=config, folder=folder,
+        return TrainingJob(model=network(systems), loss=TargetedLoss(0.5), data=source(systems, batch_size=64), config=config, folder=folder,
                            meta={"system": "ala2-obc2", "recipe": {}, "seed": 0})
 
     whole, half = job(tmp_path / "whole"), job(tmp_path / "half")

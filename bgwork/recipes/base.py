@@ -178,7 +178,7 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
     Args:
         network: changed in place.
         system: whose generator it is, unless the name says otherwise.
-        name: of the generator; SYSTEM/NAME for another system's.
+        name: of the generator; SYSTEM/NAME for another system's, or a .safetensors file.
         wrapper: prefix that the weights' names have in generators in which the network is a part.
         ignore: prefixes of the other parts.
     Raises:
@@ -197,7 +197,9 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
 
 
 def initial_generator(system: System, name: str) -> tuple[System, Path]:
-    """The system and the file of a generator to start from, called NAME or SYSTEM/NAME."""
+    """The system and the file of a generator to start from, called NAME or SYSTEM/NAME, or a file of the system's own."""
+    if name.endswith(".safetensors"):
+        return system, Path(name)
     owner, _, name = name.rpartition("/")
     other = load_system(owner) if owner else system
     return other, other.path / "generators" / f"{name}.safetensors"

@@ -6,12 +6,13 @@ trains the flow before it on, with data of the new energy that are taken back th
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from bgwork.objectives.flow_matching import FlowMatchingBatch, flow_matching_loss
-from bgwork.objectives.targeted import TargetedSource, targeted_loss
+from bgwork.objectives.targeted import Ensemble, TargetedLoss, TargetedSource
 from bgwork.protocols import Sampler
 from bgwork.provenance import tensor_fingerprint
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta, load_initial
@@ -65,15 +66,17 @@ class StartSection(Section):
 
 
 class TargetedTrainingSection(OversamplingSection):
-    """[training] of a map: `batch` configurations, and gradients of the new energy, a step."""
+    """[training] of a map: `batch` configurations of each energy a step, and `share` of the loss from the training data's likelihood."""
 
     batch: Count = 64
+    share: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
 
 
 class TargetedRecipe(MappedRecipe):
     """The map alone, from configurations of another energy and gradients of this one.
 
-    Its means and covariances start as those of the training data, which need to be no equilibrium set (`bgwork relax`).
+    Its means and covariances start as those of the training data, which need to be no equilibrium set (`bgwork relax`); where they are near
+    one, as those that `bgwork relax` makes of weighted samples, a share of the loss may come from their likelihood.
     """
 
     objective: Literal["targeted"]
@@ -83,16 +86,18 @@ class TargetedRecipe(MappedRecipe):
     def job(self, request: Request) -> TrainingJob:
         system, training = request.system, self.training
         self.check_space(system)
-        network, source = initial_network(self, system, seed=request.seed), equilibrium_set(system, load_system(self.start.system))
+        other = load_system(self.start.system)
+        network, source = initial_network(self, system, seed=request.seed), equilibrium_set(system, other)
         load_initial(network.field, system, f"{self.start.system}/{self.start.generator}")
         x = source.x[rows_to_learn(source)]
         network.map.fit(x, request.data)
         network.field.requires_grad_(requires_grad=False)
-        data = TargetedSource(x=x, target=system.differentiable_target, batch_size=training.batch, seed=request.seed,
-                              chances=training.chances(system, x))
-        meta = {**job_meta(self, request), "start_data": tensor_fingerprint(source.x)}
-        return TrainingJob(model=network, loss=targeted_loss, data=data, config=training.config(compiled=False), folder=request.folder,
-                           meta=meta, on_log=request.on_log)
+        start, end = (Ensemble(x=rows, target=each.differentiable_target, chances=training.chances(system, rows))
+                      for rows, each in ((x, other), (request.data, system)))
+        data = TargetedSource(start=start, end=end, batch_size=training.batch, share=training.share, seed=request.seed)
+        return TrainingJob(
+            model=network, loss=TargetedLoss(training.share), data=data, config=training.config(compiled=False), folder=request.folder,
+            meta={**job_meta(self, request), "start_data": tensor_fingerprint(source.x)}, on_log=request.on_log)
 
 
 class MappedFlowMatchingRecipe(MappedRecipe):

@@ -90,9 +90,8 @@ class InternalMap(nn.Module):
         image, new_volume = self._configurations(_waves(tau) @ self.new_mean + self.scale * (standard @ self.linear.T), tau, x)
         return image, log_det + new_volume - volume
 
-    @torch.no_grad()
     def inverse(self, image: Tensor) -> Tensor:
-        """T^-1 [B, n, 3]."""
+        """T^-1 [B, n, 3], differentiable as `forward` is."""
         y, tau, _ = self._coordinates(image)
         standard = torch.linalg.solve(self.linear, ((y - _waves(tau) @ self.new_mean) / self.scale).T).T
         old = torch.stack([_unmoved(tau[:, j], _waves(tau[:, :j]) @ turn) for j, turn in enumerate(self.turn)], 1)
@@ -152,13 +151,15 @@ def _moved(angle: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unmoved(image: Tensor, coefficients: Tensor) -> Tensor:
-    """The angle that `_moved` takes there, by halving an interval: |g| < 1."""
-    low, high = image - 1, image + 1
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        below = _moved(middle, coefficients)[0] < image
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
+    """The angle that `_moved` takes there, by halving an interval, as |g| < 1; a last step of Newton's has the right derivatives."""
+    with torch.no_grad():
+        low, high = image - 1, image + 1
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            below = _moved(middle, coefficients)[0] < image
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    moved, slope = _moved((low + high) / 2, coefficients)
+    return (low + high) / 2 + (image - moved) / slope
 
 
 def _between(start: Tensor, end: Tensor) -> Tensor:
