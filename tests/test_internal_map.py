@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from test_topology import topology
@@ -126,7 +128,7 @@ def test_a_fit_takes_moments_to_moments():
     made.fit(start, end)
     with torch.no_grad():
         (moved, tau, _), (wanted, others, _) = made._coordinates(made(start)[0]), made._coordinates(end)
-        moved, wanted = moved - _waves(tau) @ made.new_mean, wanted - _waves(others) @ made.new_mean
+        moved, wanted = (y / made.scale - _waves(angles) @ made.new_mean for y, angles in ((moved, tau), (wanted, others)))
     torch.testing.assert_close(moved.mean(0) / wanted.std(0), torch.zeros_like(moved[0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(torch.cov(moved.T), torch.cov(wanted.T), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(made.linear, made.linear.T, rtol=0, atol=1e-9)
@@ -156,7 +158,7 @@ def test_weights_of_moved_configurations_are_proper():
     true.fit(start, start)
     with torch.no_grad():
         true.linear.mul_(0.8).add_(0.01 * torch.randn(true.linear.shape, generator=seed(6), dtype=torch.float64))
-        true.new_mean[0] += 0.2 * true.scale
+        true.new_mean[0] += 0.2
         made.fit(start, true(start)[0])
         x = structure + prior.sample(20_000, generator=seed(7))
         image, log_det = made(x)
@@ -200,3 +202,13 @@ def test_a_flow_with_a_map_at_its_end_has_the_density_of_the_whole():
     torch.testing.assert_close(proposal.log_q, flow.prior.log_prob(z) - made(z)[1].detach(), rtol=0, atol=1e-8)
     torch.testing.assert_close(flow.log_prob(proposal.x), proposal.log_q, rtol=0, atol=1e-3)
     assert isinstance(proposal.space, MeanFree)
+
+
+def test_threads_do_not_disturb_each_others_jacobians():
+    made = random_map("ala2-vacuum")
+    rows = [near("ala2-vacuum", 4, start=k) for k in range(12)]
+    alone = [InternalStep(map=made).with_jacobian(x)[1] for x in rows]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda x: InternalStep(map=made).with_jacobian(x)[1], rows * 3))
+    for k, found in enumerate(together):
+        torch.testing.assert_close(found, alone[k % 12], rtol=0, atol=1e-9)

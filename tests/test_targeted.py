@@ -134,8 +134,9 @@ def test_training_lowers_the_work_and_resumes_bit_for_bit(systems, tmp_path):
         folder.mkdir(exist_ok=True)
         config = TrainingConfig(steps=steps, learning_rate=3e-3, warmup=1, weight_decay=0.0, clip=50.0, ema=0.5, checkpoint_every=5,
                                 log_every=1)
-        return TrainingJob(model=network(systems), loss=TargetedLoss(0.5), data=source(systems, batch_size=64), config=config, folder=folder,
-                           meta={"system": "ala2-obc2", "recipe": {}, "seed": 0})
+        meta = {"system": "ala2-obc2", "recipe": {}, "seed": 0}
+        return TrainingJob(model=network(systems), loss=TargetedLoss(0.5), data=source(systems, batch_size=64), config=config,
+                           folder=folder, meta=meta)
 
     whole, half = job(tmp_path / "whole"), job(tmp_path / "half")
     train(whole, resume=False)

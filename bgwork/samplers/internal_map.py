@@ -5,7 +5,7 @@ that leave so little overlap in some sixty dimensions. With y the stiff coordina
 hardly move, delta from their mean) and tau the soft torsions, the map is
 
     tau'_j = tau_j + g_j(tau_j; tau'_1 ... tau'_j-1),    |dg_j/dtau_j| < 1
-    y' = m'(tau') + s A (y - m(tau)) / s
+    y' = s [m'(tau') + A (y - m(tau)) / s]
     ln|det| = sum_j ln(1 + dg_j/dtau_j) + ln|det A| + ln vol(x') - ln vol(x)
 
 with m and m' trigonometric polynomials, s the widths of y, A a matrix, and vol the volume element in these coordinates. They fill
@@ -75,6 +75,7 @@ class InternalMap(nn.Module):
             mean.copy_(torch.linalg.lstsq(features, y, driver="gelsd").solution)
             residuals.append(y - features @ mean)
         self.scale.copy_(residuals[0].std(0))
+        self.new_mean.div_(self.scale)
         self.linear.copy_(_between(*(torch.cov((rest / self.scale).T) for rest in residuals)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,13 +88,13 @@ class InternalMap(nn.Module):
             new.append(moved)
             log_det = log_det + slope.log()
         tau = torch.stack(new, 1)
-        image, new_volume = self._configurations(_waves(tau) @ self.new_mean + self.scale * (standard @ self.linear.T), tau, x)
+        image, new_volume = self._configurations(self.scale * (_waves(tau) @ self.new_mean + standard @ self.linear.T), tau, x)
         return image, log_det + new_volume - volume
 
     def inverse(self, image: Tensor) -> Tensor:
         """T^-1 [B, n, 3], differentiable as `forward` is."""
         y, tau, _ = self._coordinates(image)
-        standard = torch.linalg.solve(self.linear, ((y - _waves(tau) @ self.new_mean) / self.scale).T).T
+        standard = torch.linalg.solve(self.linear, (y / self.scale - _waves(tau) @ self.new_mean).T).T
         old = torch.stack([_unmoved(tau[:, j], _waves(tau[:, :j]) @ turn) for j, turn in enumerate(self.turn)], 1)
         return self._configurations(_waves(old) @ self.mean + self.scale * standard, old, image)[0]
 
