@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,8 @@ def test_maps_are_learned_on_some_walkers_and_weigh_the_others(systems):
     assert (learned ^ weighed).all() and not set(data.group[learned].tolist()) & set(data.group[weighed].tolist())
     assert 0.2 < learned.double().mean() < 0.3
     assert rows_to_weigh(data, learned_on="of other data").all()
+    with pytest.raises(ValueError, match="every 4th walker.*the data have 3 of them"):
+        rows_to_learn(replace(data, group=data.group % 3))
 
 
 def test_the_commands_from_end_to_end(beside_data):

@@ -23,8 +23,15 @@ BATCH = 512
 
 
 def rows_to_learn(source: Proposal) -> Tensor:
-    """[N] bool: the rows that a map may be learned on; without walkers, every fourth row."""
+    """[N] bool: the rows that a map may be learned on; without walkers, every fourth row.
+
+    Raises:
+        ValueError: if there are fewer than four walkers, or blocks of a trajectory.
+    """
     label = torch.arange(len(source)) if source.group is None else source.group.unique(return_inverse=True)[1]
+    if int(label.max()) + 1 < LEARNED_ON:
+        raise ValueError(f"a map is learned on every {LEARNED_ON}th walker, or block of a trajectory, and weighs the others; the data have "
+                         f"{int(label.max()) + 1} of them, so make more, or a longer trajectory")
     return label % LEARNED_ON == 0
 
 
