@@ -11,7 +11,7 @@ import torch
 from bgwork import store
 from bgwork.generators import generator_path, load_trained
 from bgwork.partial import PartialSamples
-from bgwork.provenance import file_fingerprint, fingerprint, tensor_fingerprint
+from bgwork.provenance import commit, file_fingerprint, fingerprint, tensor_fingerprint
 from bgwork.recipes.mapped import TargetedRecipe
 from bgwork.records import Proposal
 from bgwork.relaxed import equilibrium_set
@@ -49,7 +49,7 @@ class Transported:
     def sample(self, on_batch: Progress, *, kept: PartialSamples) -> Proposal:  # noqa: ARG002
         """The configurations, moved; all at once, so that there are no batches to show or to keep."""
         origin = replace(self.source.origin, method=f"transported {self.settings['recipe']}", system=self.system.name,
-                         config_hash=self.fingerprint)
+                         config_hash=self.fingerprint, commit=commit())
         return transport(self.source, self.map, origin=origin)
 
     def write_settings(self) -> None:
