@@ -29,8 +29,8 @@ def figures_of(stem: str) -> list[dict]:
 
 
 def names(method: str, generator: str) -> bool:
-    """Whether a row's method is of that generator: "flow polish, executed map, exact", "distill, path weights"."""
-    return method.split(",")[0].removeprefix("flow ") == generator
+    """Whether a row's method is of that generator: "flow polish, executed map, exact", "distill, path weights", "transported targeted"."""
+    return method.split(",")[0].split()[-1] == generator
 
 
 def main() -> None:
