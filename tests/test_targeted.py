@@ -203,6 +203,17 @@ def test_moved_configurations_carry_the_change_of_volume(systems, beside_data):
     torch.testing.assert_close(proposal.log_q, -systems[0].target.u(found.source.x) - log_det, rtol=0, atol=1e-3)
 
 
+def test_flows_are_trained_on_with_data_taken_back_through_the_map(beside_data, tmp_path):
+    trained()
+    system = load_system("ala2-obc2")
+    recipe = load_recipe(system, "mapped.toml", overrides=["training.initial='made/generator.safetensors'", "training.compiled=false"])
+    x = reference_samples(system).x
+    job = recipe.job(Request(system=system, name="mapped", folder=tmp_path, seed=0, data=x))
+    image = job.model.map(job.data.x1.double())[0]
+    torch.testing.assert_close(image, x, rtol=0, atol=1e-5)
+    assert (job.data.x1 - x).abs().max() > 1e-3
+
+
 def test_what_cannot_be_transported_is_refused(beside_data):
     trained()
     with pytest.raises(RunError, match="has objective 'flow-matching' and no map"):
