@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_large_weights_are_cut_off_for_training():
     p[7] = 0.7
     cut = truncated(p)
     assert cut[7].item() == pytest.approx(0.1) and torch.equal(cut[:7], p[:7])
+
+
+def test_one_row_of_most_of_the_weight_is_not_where_most_walkers_start(pair):
+    system, data = pair
+    alike = data.take(system.functions["phi_positive"](data.x) == 0).take(slice(0, 100))
+    weighted = weigh(alike, system.target)
+    heavy = replace(weighted, u=-alike.log_q - math.log(99 * 0.7 / 0.3) * (torch.arange(100) == 7))  # seven tenths, cut off at one
+    x = first_positions(system, heavy, 50, generator=seed())
+    assert 0 < (x == alike.x[7]).flatten(1).all(1).sum() < 25  # a quarter of 50 is to be expected, 35 without the limit
 
 
 def test_a_start_that_holds_no_weights_of_the_system_is_refused(pair, tmp_path):
