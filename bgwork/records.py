@@ -241,3 +241,8 @@ class Estimate:
 def with_edit(proposal: Proposal, edit: str) -> Proposal:
     """A copy whose origin records one more edit."""
     return replace(proposal, origin=replace(proposal.origin, edits=(*proposal.origin.edits, edit)))
+
+
+def proposal_of(samples: Proposal | WeightedSamples) -> Proposal:
+    """The proposal in either record."""
+    return samples.proposal if isinstance(samples, WeightedSamples) else samples

@@ -17,7 +17,7 @@ from torch import Tensor
 from bgwork import store
 from bgwork.protocols import Target
 from bgwork.provenance import commit
-from bgwork.records import Density, Origin, Proposal, WeightedSamples
+from bgwork.records import Density, Origin, Proposal, WeightedSamples, proposal_of
 from bgwork.reference_checks import ReferenceError, data_of
 from bgwork.reweighting import chances
 from bgwork.samplers.batches import check_count
@@ -31,6 +31,7 @@ from bgwork.store import SAMPLES_FILE
 from bgwork.system import System
 
 FIRST_STEP = 0.002  # guess of the leapfrog step, in the system's length unit
+TRUNCATED = "drawn by weight, cut off at the square root of the number of rows times the mean weight"
 JITTER = 0.2  # of the step, so that no orbit is periodic
 
 
@@ -95,10 +96,11 @@ def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxati
     _, step = tuned_step(Hamiltonian(leapfrog=relaxation.leapfrog, jitter=JITTER), EnergyPath(target=target), 1.0,
                          Walkers(x=pilot, u_0=nought[: len(pilot)], u=nought[: len(pilot)]), FIRST_STEP, generator=generator)
     x, u = snapshots(target, x, step, relaxation, progress, generator=generator)
+    edits = (*start.proposal.origin.edits, TRUNCATED) if isinstance(start, WeightedSamples) else ()
     note = (f"no equilibrium: configurations of {came_from}, moved by {relaxation.transitions} to {relaxation.total} transitions of "
             f"Hamiltonian Monte Carlo on the energy of {system.name}")
     return Proposal(x=x, log_q=-u, space=system.space, density=Density.UNCERTIFIED, note=note, cost=meter.read(),
-                    origin=Origin(method="relaxed", system=system.name, seed=seed, commit=commit()),
+                    origin=Origin(method="relaxed", system=system.name, seed=seed, commit=commit(), edits=edits),
                     group=torch.arange(walkers).repeat(relaxation.snapshots))
 
 
@@ -146,17 +148,12 @@ def weighted_start(system: System, path: Path) -> WeightedSamples:
     return samples
 
 
-def proposal_of(samples: Proposal | WeightedSamples) -> Proposal:
-    """The proposal in either record."""
-    return samples.proposal if isinstance(samples, WeightedSamples) else samples
-
-
 def origin_of(start: Proposal | WeightedSamples) -> str:
     """What the configurations are of, for messages."""
     origin = proposal_of(start).origin
     if isinstance(start, Proposal):
         return origin.system
-    return f"{origin.system}, {origin.method} and drawn by weight (cut off at the square root of their number times the mean one)"
+    return f"{origin.system}, {origin.method} and drawn by weight"
 
 
 def equilibrium_set(system: System, other: System) -> Proposal:

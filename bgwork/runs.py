@@ -26,7 +26,7 @@ from bgwork.protocols import Sampler
 from bgwork.provenance import commit, file_fingerprint, fingerprint, tensor_fingerprint, versions
 from bgwork.recipes import Choice, Recipe, Trained
 from bgwork.recipes.files import resampled_as
-from bgwork.records import Density, Proposal, WeightedSamples
+from bgwork.records import Density, Proposal, WeightedSamples, proposal_of
 from bgwork.reweighting import weigh
 from bgwork.sample_settings import RunError, SampleSettings
 from bgwork.samplers.batches import Progress
@@ -206,11 +206,6 @@ def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSam
             raise RunError(f"{path} holds energies of {samples.target!r}, not of {system.target.name!r}; {remedy}")
         return samples
     return weigh(samples, (system or load_system(samples.origin.system)).target)
-
-
-def proposal_of(samples: Proposal | WeightedSamples) -> Proposal:
-    """The proposal in either record."""
-    return samples.proposal if isinstance(samples, WeightedSamples) else samples
 
 
 def provenance() -> dict[str, Any]:

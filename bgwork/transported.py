@@ -31,6 +31,7 @@ class Transported:
         system: that they are moved to.
         source: configurations of the other one, none that the map was learned on.
         map: that moves them.
+        left_out: configurations that the map was learned on.
         settings: generator, recipe, start and n, as sampling.toml has them.
     """
 
@@ -38,6 +39,7 @@ class Transported:
     system: System
     source: Proposal
     map: InternalMap
+    left_out: int
     settings: dict[str, Any]
 
     @property
@@ -50,7 +52,8 @@ class Transported:
         """The configurations, moved; all at once, so that there are no batches to show or to keep."""
         origin = replace(self.source.origin, method=f"transported {self.settings['recipe']}", system=self.system.name,
                          config_hash=self.fingerprint, commit=commit())
-        return transport(self.source, self.map, origin=origin)
+        moved = transport(self.source, self.map, origin=origin)
+        return replace(moved, note=f"{moved.note}; {self.left_out} that it was learned on are left out")
 
     def write_settings(self) -> None:
         """sampling.toml, as these samples were made."""
@@ -75,8 +78,12 @@ def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | Non
         raise RunError(f"{path} has objective {made_by.objective!r} and no map from another energy; give a generator trained with "
                        'objective = "targeted"')
     system, other = trained.system, load_system(made_by.start.system)
-    source = equilibrium_set(system, other)
-    source = source.take(rows_to_weigh(source, learned_on=store.load_checkpoint(path)[1].get("start_data", "")))
+    learned_on = store.load_checkpoint(path)[1].get("start_data")
+    if learned_on is None:
+        raise RunError(f"{path} does not say which data its map was learned on; train it anew")
+    data = equilibrium_set(system, other)
+    source = data.take(rows_to_weigh(data, learned_on=learned_on))
+    left_out = len(data) - len(source)
     if n is not None:
         check_count(n)
         if n > len(source):
@@ -86,4 +93,4 @@ def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | Non
     settings = {"generator": str(path), "generator_fingerprint": trained.origin.config_hash, "start": other.name, "n": len(source),
                 "recipe": trained.origin.method.split()[-1]}
     return Transported(folder=folder or RUNS / system.name / "transported", system=system, source=source, map=trained.network.map,
-                       settings=settings)
+                       left_out=left_out, settings=settings)

@@ -17,7 +17,7 @@ from bgwork.generators import generator_path, shipped_generators
 from bgwork.learning import BASELINES_FILE, training_record
 from bgwork.pareto import pareto_limit, tail_shape
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe, resumable
-from bgwork.records import Density, WeightedSamples
+from bgwork.records import Density, WeightedSamples, proposal_of
 from bgwork.reference_checks import data_of
 from bgwork.report import Report, average_all, kept_report, write_report
 from bgwork.retarget import retarget_temperature
@@ -82,7 +82,7 @@ class Training:
             enough = self.system.reference.chains * self.system.reference.draws
             made = f"make some with `bgwork reference {self.system.name} -n {enough}`, or " if enough else ""
             raise runs.RunError(f"no training data at {self.source}; {made}give --data")
-        proposal = runs.proposal_of(store.load_samples(self.source))
+        proposal = proposal_of(store.load_samples(self.source))
         if proposal.space != self.system.space:
             raise runs.RunError(f"{self.source} holds configurations on {proposal.space}, {self.system.name} needs {self.system.space}")
         return proposal.x

@@ -4,7 +4,7 @@
 The first expectation is KL(T exp(-u_0) | exp(-u)) up to a constant and asks for gradients of the second energy (Jarzynski 2002; Wirnsberger
 et al. 2020); it forgives what the map does not cover, whence few weights that are large. The second one is the likelihood of
 configurations of the second energy and asks for gradients of the first: it does not. Weights exp(-u(T(x)) + ln|det DT(x)| + u_0(x))
-make averages and free energies exact for any T, provided that configurations that are weighed are not those that T was learned on.
+make averages and free energies exact for any T that does not depend on the configurations that are weighed.
 """
 
 from __future__ import annotations

@@ -35,8 +35,6 @@ class InternalMap(nn.Module):
         ValueError: as `spanning_tree`.
     """
 
-    evaluations = 0  # of a network
-
     def __init__(self, topology: Topology) -> None:
         super().__init__()
         self.tree: Tree = spanning_tree(topology)
@@ -84,7 +82,7 @@ class InternalMap(nn.Module):
         standard = (y - _waves(tau) @ self.mean) / self.scale
         new, log_det = [], torch.linalg.slogdet(self.linear).logabsdet
         for j, turn in enumerate(self.turn):
-            moved, slope = _moved(tau[:, j], _waves(tau[:, :0] if j == 0 else torch.stack(new, 1)) @ turn)
+            moved, slope = _moved(tau[:, j], _waves(torch.stack(new, 1) if new else tau[:, :0]) @ turn)
             new.append(moved)
             log_det = log_det + slope.log()
         tau = torch.stack(new, 1)
@@ -135,7 +133,7 @@ def _volume(found: Internal, tangents: Tensor) -> Tensor:
 def _waves(tau: Tensor) -> Tensor:
     """1, cosines and sines of each torsion and its multiples, [B, 1 + 2 HARMONICS S]."""
     multiples = (tau[:, :, None] * torch.arange(1, HARMONICS + 1, dtype=tau.dtype)).flatten(1)
-    return torch.cat([torch.ones_like(tau[:, :1]) if tau.shape[1] else tau.new_ones(len(tau), 1), multiples.cos(), multiples.sin()], 1)
+    return torch.cat([tau.new_ones(len(tau), 1), multiples.cos(), multiples.sin()], 1)
 
 
 def _moved(angle: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:

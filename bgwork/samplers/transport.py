@@ -2,7 +2,8 @@
 
 log w = -u(T(x)) + u_0(x) + ln|det DT(x)|, up to one constant: averages, basins and free-energy differences follow, log Z does not. It
 takes one energy a configuration and no chain on the costly energy; but a basin that is empty under the first energy stays so, which the
-weights cannot tell (Jarzynski 2002; Rizzi, Carloni and Parrinello 2021).
+weights cannot tell (Jarzynski 2002; Rizzi, Carloni and Parrinello 2021). Nor can they tell that training data descend from the rows that
+they weigh, as those made by `bgwork relax --start` of such rows do: weigh an independent run then.
 """
 
 from __future__ import annotations
