@@ -16,7 +16,7 @@ from oracles import GaussianOracle, propose
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Estimate
 from bgwork.reference_checks import ReferenceError
-from bgwork.relaxed import Relaxation, equilibrium_set, first_positions, relax, snapshots, truncated, weighted_start
+from bgwork.relaxed import TRUNCATED, Relaxation, equilibrium_set, first_positions, relax, snapshots, truncated, weighted_start
 from bgwork.reweighting import weigh
 from bgwork.samplers.chains import silent
 from bgwork.spaces import MeanFree
@@ -104,6 +104,7 @@ def test_weighted_samples_start_walkers_by_weight(pair, tmp_path):
     assert set(shares) == {40 // len(shares)}
     made = relax(system, start, 8, relaxation=SHORT, seed=0)
     assert "drawn by weight" in made.note and made.density is Density.UNCERTIFIED
+    assert made.origin.edits == (*heavy.proposal.origin.edits, TRUNCATED)
 
 
 def test_large_weights_are_cut_off_for_training():

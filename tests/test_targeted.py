@@ -197,6 +197,7 @@ def test_moved_configurations_carry_the_change_of_volume(systems, beside_data):
     trained()
     found = find_transport("made", n=5)
     proposal = found.sample(None, kept=None)
+    assert "5 configurations of ala2-vacuum" in proposal.note and "; 500 that it was learned on are left out" in proposal.note
     with torch.no_grad():
         image, log_det = found.map(found.source.x)
     torch.testing.assert_close(proposal.x, image)
@@ -220,6 +221,10 @@ def test_what_cannot_be_transported_is_refused(beside_data):
         find_transport("ala2-vacuum")
     refused(call("transport", "made", "-n", "3000"), "3000 configurations are asked for", "ala2-vacuum has 1500")
     refused(call("transport", "made", "-n", "0"), "0")
+    tensors, meta = store.load_checkpoint(Path("made/generator.safetensors"))
+    store.save_checkpoint(Path("made/generator.safetensors"), tensors, {k: v for k, v in meta.items() if k != "start_data"})
+    refused(call("transport", "made"), "does not say which data its map was learned on")
+    store.save_checkpoint(Path("made/generator.safetensors"), tensors, meta)
     shutil.rmtree("runs/ala2-vacuum")
     refused(call("transport", "made"), "bgwork reference ala2-vacuum")
 
