@@ -108,26 +108,36 @@ class GeometricBrownian:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Training times: uniform on [0, 1], except a share drawn as 1 - U^2, denser near the data, and one as U^2, denser near the prior.
+    """Training times: uniform on [0, 1], but for shares that are denser near the data or near the prior.
 
     Near the data the energy is steep; near the prior, particles that were drawn close together part, and volumes change most.
+    An error e of the linear interpolant's velocity adds t e^2 / (1 - t) dt to the divergence of a diffusion along the same path
+    (Song, Durkan, Murray and Ermon 2021, theorem 1), so that times even in log(1 - t) weigh errors by what they cost there.
 
     Args:
         late: the share drawn as 1 - U^2.
         early: the share drawn as U^2.
+        logarithmic: the share drawn as 1 - nearest^U.
+        nearest: what is left to the data at the latest of those; of the order of the sampler's last step.
     """
 
     late: float = 0.0
     early: float = 0.0
+    logarithmic: float = 0.0
+    nearest: float = 3e-3
 
     def __post_init__(self) -> None:
-        if min(self.late, self.early) < 0 or self.late + self.early > 1:
-            raise ValueError(f"the shares of late and early times must be positive and sum to at most 1, got {self.late}, {self.early}")
+        shares = self.late, self.early, self.logarithmic
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ValueError(f"the shares of late, early and logarithmic times must be positive and sum to at most 1, got {shares}")
+        if not 0 < self.nearest < 1:
+            raise ValueError(f"the rest at the latest of the logarithmic times must lie between 0 and 1, got {self.nearest}")
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         """n times, [n] float64."""
         u, kind = torch.rand(2, n, generator=generator, dtype=torch.float64)
-        return torch.where(kind < self.late, 1 - u * u, torch.where(kind > 1 - self.early, u * u, u))
+        times = torch.where(kind < self.late, 1 - u * u, torch.where(kind > 1 - self.early, u * u, u))
+        return torch.where((kind >= self.late) & (kind < self.late + self.logarithmic), 1 - self.nearest**u, times)
 
 
 def stops(steps: int, *, power: float = 1.0) -> Tensor:

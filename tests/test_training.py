@@ -1,6 +1,7 @@
 """Flow matching and the training loop: the minimiser is the known velocity, and resuming repeats an uninterrupted training bit for bit."""
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -189,3 +190,17 @@ def test_late_times_have_the_mean_of_their_mixture():
     assert abs(t.mean().item() - mean) < 4 * std / 200
     with pytest.raises(ValueError, match="share"):
         Times(late=1.5)
+    with pytest.raises(ValueError, match="logarithmic"):
+        Times(late=0.5, logarithmic=0.6)
+
+
+def test_logarithmic_times_are_even_in_the_logarithm_of_what_is_left():
+    left = (1 - Times(logarithmic=1.0, nearest=1e-2).sample(40_000, generator=torch.Generator().manual_seed(0))).log() / math.log(1e-2)
+    assert 0 <= left.min() and left.max() <= 1
+    counts = torch.histc(left, 10, 0, 1)
+    assert ((counts - 4_000).abs() < 4 * 60).all()  # binomial standard deviation: 60
+    t = Times(late=0.3, logarithmic=0.5, nearest=1e-2).sample(40_000, generator=torch.Generator().manual_seed(0))
+    mean = 0.3 * 2 / 3 + 0.5 * (1 - (1 - 1e-2) / math.log(1e2)) + 0.2 / 2
+    assert abs(t.mean().item() - mean) < 4 * t.std().item() / 200
+    with pytest.raises(ValueError, match="between 0 and 1, got 0"):
+        Times(logarithmic=0.5, nearest=0.0)

@@ -149,16 +149,17 @@ class LoopSection(Section):
 
 
 class FlowMatchingTrainingSection(LoopSection):
-    """[training] of flow matching: batch size, shares of late and early times, and the generator to start from (of another
-    system: SYSTEM/NAME)."""
+    """[training] of flow matching: batch size, shares of late, early and logarithmic times (`Times`), and the generator to start from
+    (of another system: SYSTEM/NAME)."""
 
     batch: Count = 256
     late_times: Share = 0.5
     early_times: Share = 0.0
+    logarithmic_times: Share = 0.0
     initial: str = ""
 
     def times(self) -> Times:
-        return Times(late=self.late_times, early=self.early_times)
+        return Times(late=self.late_times, early=self.early_times, logarithmic=self.logarithmic_times)
 
 
 class GridSection(Section):
