@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bgwork.error_bars import block_sums
 from bgwork.records import WeightedSamples, with_edit
 
 EQUAL = 1e-6  # log-weights that differ by less are equal but for rounding, and have no tail
@@ -42,8 +43,27 @@ class Tail:
 
 
 def tail_shape(weighted: WeightedSamples) -> float:
-    """`pareto_k` of the samples' weights; NaN where rows were resampled, which turns the tail into copies."""
-    return math.nan if weighted.proposal.resampled else pareto_k(weighted.log_w)
+    """`pareto_k` of the samples' weights; where rows were resampled, of what all that descend from one draw weigh together.
+
+    Returns:
+        k; NaN where rows were resampled and now weigh the same, which turns the tail into numbers of copies, or where their ancestors were
+        not kept.
+    """
+    log_w, proposal = weighted.log_w, weighted.proposal
+    if proposal.resampled and (proposal.ancestor is None or log_w.max() - log_w.min() < EQUAL):
+        return math.nan
+    return pareto_k(_of_draws(weighted))
+
+
+def tail_limit(weighted: WeightedSamples) -> float:
+    """`pareto_limit` of the number of weights that `tail_shape` looks at."""
+    return pareto_limit(len(_of_draws(weighted)))
+
+
+def _of_draws(weighted: WeightedSamples) -> Tensor:
+    """Log-weights of rows, or of all that descend from one draw, up to a constant."""
+    log_w, ancestor = weighted.log_w, weighted.proposal.ancestor
+    return log_w if ancestor is None else block_sums((log_w - log_w.max()).exp(), ancestor).log()
 
 
 def pareto_k(log_w: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from bgwork.baselines import Chains, baselines, to_json
 from bgwork.export import export_samples, samples_file
 from bgwork.generators import generator_path, shipped_generators
 from bgwork.learning import BASELINES_FILE, training_record
-from bgwork.pareto import pareto_limit, tail_shape
+from bgwork.pareto import tail_limit, tail_shape
 from bgwork.recipes import Request, default_recipe, list_recipes, load_recipe, resumable
 from bgwork.records import Density, WeightedSamples, proposal_of
 from bgwork.reference_checks import data_of
@@ -165,7 +166,8 @@ def sample(run: Drawing, *, accept: Collection[Density]) -> WeightedSamples:
 def quality(weighted: WeightedSamples) -> str:
     """What says whether to believe the weights, on one line."""
     edits, copies = weighted.proposal.origin.edits, weighted.proposal.resampled
-    tail = "" if copies else f"Pareto k {tail_shape(weighted):.2f} (limit {pareto_limit(len(weighted)):.2f})   "
+    k = tail_shape(weighted)
+    tail = "" if math.isnan(k) else f"Pareto k {k:.2f} (limit {tail_limit(weighted):.2f})   "
     return (f"ESS{' per ancestor' if copies else ''} {tables.estimate(ess(weighted))}   {tail}"
             f"largest weight {tables.number(max_weight(weighted), 2)}   failed {weighted.n_failed}   edits: {'; '.join(edits) or 'none'}")
 

@@ -12,7 +12,7 @@ from oracles import LINE, GaussianOracle, MissingMode, chains, gaussian_mixture,
 
 from bgwork import figures
 from bgwork.observables import radius_of_gyration
-from bgwork.pareto import truncate
+from bgwork.pareto import pareto_k, pareto_limit, truncate
 from bgwork.records import MOVED, Certificate, Cost, Density, Estimate, WeightedSamples, with_edit
 from bgwork.reweighting import resample, weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, to_json_dict
@@ -251,6 +251,21 @@ def test_resampled_rows_are_judged_by_their_ancestors():
     assert any("effective samples of 3000" in p for p in diagnosis.problems)
     content = to_json_dict(diagnosis)
     assert content["resampled"] and content["pareto_k"] is None and content["ess"]["value"] == diagnosis.ess.value
+
+
+@pytest.mark.parametrize(("power", "suspicious"), [(0.1, False), (2.0, True)])
+def test_resampled_rows_that_are_weighed_anew_have_the_tail_of_what_descends_from_one_draw(power, suspicious):
+    """Weights U^-power, alike within a family, have k = power: of rows one would see the tail of copies, of families that of the ratio."""
+    generator = torch.Generator().manual_seed(4)
+    copies = resample(good(400), 800, generator=generator)
+    families, index = torch.unique(copies.proposal.ancestor, return_inverse=True)
+    log_ratio = -power * torch.rand(len(families), generator=generator, dtype=torch.float64).log()
+    again = replace(copies, u=copies.u - log_ratio[index])
+    diagnosis = diagnose(again)
+    totals = torch.zeros(len(families), dtype=torch.float64).index_add_(0, index, again.log_w.exp())
+    assert diagnosis.pareto_k == pytest.approx(pareto_k(totals.log()), abs=1e-9)
+    assert diagnosis.pareto_k_limit == pareto_limit(len(families)) < pareto_limit(len(again))
+    assert any("heavy-tailed" in problem for problem in diagnosis.problems) == suspicious, diagnosis.pareto_k
 
 
 def test_resampled_rows_without_ancestors_have_no_ess():

@@ -49,7 +49,7 @@ class Diagnosis:
     Attributes:
         overlap_failure: why BAR and forward ESS could not be had although there was a reference; else empty.
         resampled: whether rows are copies; then `ess` and `max_weight` count all that descend from one draw as one sample (NaN where
-            ancestors were not kept), and there is no `pareto_k` (NaN), since resampling has cut the tail off.
+            ancestors were not kept), and so does `pareto_k` (NaN where the rows weigh the same, since resampling has cut the tail off).
         cost: totals over the n samples.
         observables: averages by name; "u" is always among them.
         reference: the reference value of each observable that has one.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bgwork.free_energy import forward_ess, log_z_bar
-from bgwork.pareto import pareto_limit, tail_shape
+from bgwork.pareto import tail_limit, tail_shape
 from bgwork.records import Density, Estimate, Proposal, WeightedSamples
 from bgwork.reweighting import average, effective_number, ess, evaluate, expectation, log_z, max_weight, negative_mass
 from bgwork.samplers.diagnosis import Comparison, Diagnosis, ReferenceSet
@@ -48,8 +48,8 @@ def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None
     figures = Diagnosis(
         system=proposal.origin.system, method=proposal.origin.method, target=weighted.target, n=len(weighted), seed=proposal.origin.seed,
         density=proposal.density, certificate=proposal.certificate, resampled=proposal.resampled,
-        ess=ess(weighted), pareto_k=tail_shape(weighted),
-        pareto_k_limit=pareto_limit(len(weighted)), max_weight=max_weight(weighted), n_failed=weighted.n_failed,
+        ess=ess(weighted), pareto_k=tail_shape(weighted), pareto_k_limit=tail_limit(weighted), max_weight=max_weight(weighted),
+        n_failed=weighted.n_failed,
         n_groups=None if proposal.group is None else len(proposal.group.unique()),
         negative_mass=None if proposal.sign is None else negative_mass(weighted), observables=averages,
         reference=_compare(averages | _as_if_true(averages, shares, weighted), truth), basins=basins,
@@ -96,7 +96,8 @@ def _copies(proposal: Proposal) -> str:
         return ""
     if proposal.ancestor is None:
         return "rows were resampled and it was not kept which are copies, so ESS and largest weight are unknown"
-    return "rows were resampled: ESS and largest weight are of all that descend from one draw, and the weights have no tail to look at"
+    return ("rows were resampled: ESS, largest weight and Pareto k are of all that descend from one draw; "
+            "where rows weigh the same there is no Pareto k")
 
 
 def _reference_values(names: Iterable[str], reference: ReferenceSet, observables: Mapping[str, Observable]) -> dict[str, Estimate]:
