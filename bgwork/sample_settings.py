@@ -53,7 +53,8 @@ class SampleSettings:
         if self.weights not in (*WEIGHTS, None):
             raise RunError(f"unknown weights {self.weights!r}; choose one of {', '.join(WEIGHTS)}")
         if self.integrator == "dopri5" and self.weights != "continuous":
-            raise RunError("an adaptive solver has no executed map to take the determinant of; add --weights continuous")
+            raise RunError("an adaptive solver has no executed map to take the determinant of; add --weights continuous, or leave out "
+                           "--integrator where the generator has no such weights")
         if self.integrator == "dopri5" and self.steps is not None:
             raise RunError(f"dopri5 chooses its own steps, so {self.steps} of them cannot be asked for; leave out --steps")
         if self.compiled:

@@ -22,7 +22,9 @@ from bgwork.samplers.compiled import compiled
 from bgwork.samplers.directional import directional
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
+from bgwork.samplers.internal_map import InternalMap
 from bgwork.samplers.kernels import FieldKernels, velocity_table
+from bgwork.samplers.mapped_flow import MappedFlow
 from bgwork.samplers.sde import PathSampler
 from bgwork.spaces import Euclidean, MeanFree
 from bgwork.system import load_system
@@ -91,6 +93,21 @@ def test_it_inverts_its_samples(field):
     flow = compiled(flow_of(field))
     proposal = flow.sample(5, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(flow.log_prob(proposal.x), proposal.log_q, rtol=0, atol=1e-4)
+
+
+def test_a_compiled_flow_keeps_the_map_at_its_end(quick):
+    system = load_system("ala2-vacuum")
+    small = randomise(MultiHop(22, 3, MultiHopConfig(hidden=6, message=4, vectors=3, node_hidden=6, n_basis=5)))
+    last = InternalMap(system.topology)
+    with torch.no_grad():
+        for p in filter(lambda p: p.requires_grad, last.parameters()):
+            p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype))
+    flow = MappedFlow(prior=system.prior, field=small, map=last, grid=Grid(steps=2), batch=4, n_round_trip=1,
+                      origin=Origin(method="flow", system="none"))
+    plain, fast = (f.sample(6, generator=torch.Generator().manual_seed(1)) for f in (flow, compiled(flow)))
+    assert "a map of internal coordinates" in fast.note and (last(plain.x)[0] - plain.x).abs().max() > 1e-3
+    torch.testing.assert_close(fast.x, plain.x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fast.log_q, plain.log_q, rtol=0, atol=1e-3)
 
 
 def test_batches_are_twice_those_that_fit_a_cache_uncompiled(quick):
