@@ -87,9 +87,10 @@ def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
     rows = [estimate_row("reverse ESS", found.ess, goal=goal, published=published, **common)]
     rows += [estimate_row(metric, value, **common) for metric, value in estimates.items() if value is not None]
     rows += [Row(metric="largest weight", value=found.max_weight, **common), Row(metric="Pareto k", value=found.pareto_k, **common),
-             Row(metric="n_failed", value=found.n_failed, **common),
-             Row(metric="core-minutes per 10,000 samples", value=found.cost.seconds / found.n * 1e4 / 60, goal="<= 20 at 16 evaluations",
-                 published="ECNF 9.4 GPU-hours a million", **common)]
+             Row(metric="n_failed", value=found.n_failed, **common)]
+    if found.cost.core_seconds:
+        rows.append(Row(metric="core-minutes per 10,000 samples", value=found.cost.core_seconds / found.n * 1e4 / 60,
+                        goal="<= 20 at 16 evaluations", published="ECNF 9.4 GPU-hours a million", **common))
     if found.overlap_failure:
         print(f"{name}: no BAR and no forward ESS: {found.overlap_failure}")
     return rows + (certificate_rows(found.certificate, common) if found.certificate else [])

@@ -148,8 +148,15 @@ def together(parts: Sequence[Part]) -> Proposal:
     seeds = ", ".join(str(part.seed) for part in parts)
     origin = replace(proposals[0].origin, seed=None, config_hash=fingerprint({"joined": [each.origin.config_hash for each in proposals]}),
                      method=f"{proposals[0].origin.method}, seeds {seeds}")
-    cost, note = sum((each.cost for each in proposals), start=Cost()), "; ".join(f"{part}: {part.weighted.proposal.note}" for part in parts)
-    return replace(proposals[0], **columns, origin=origin, density=density, certificate=certificate, cost=cost, note=note)
+    note = "; ".join(f"{part}: {part.weighted.proposal.note}" for part in parts)
+    return replace(proposals[0], **columns, origin=origin, density=density, certificate=certificate, cost=joint_cost(proposals),
+                   note=note)
+
+
+def joint_cost(proposals: Sequence[Proposal]) -> Cost:
+    """All costs; without core seconds unless they are known of all."""
+    cost = sum((each.cost for each in proposals), start=Cost())
+    return cost if all(each.cost.core_seconds for each in proposals) else replace(cost, core_seconds=0.0)
 
 
 def with_sign(proposal: Proposal) -> Proposal:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bgwork import store
+from bgwork.records import Cost
 
 PART_FILE = "samples.part.safetensors"
 INTERVAL = 60.0  # seconds between two writes: what a crash may cost
@@ -34,7 +35,7 @@ class PartialSamples:
         fingerprint: of all that decides the numbers; batches under another one are not taken up.
         interval: seconds between two writes.
     Attributes:
-        seconds: spent on the batches that were found.
+        spent: seconds and core seconds that the batches that were found have cost.
         others: samples that lie there of other settings, and that will be replaced.
     Raises:
         FileError: if the file that lies there is damaged.
@@ -43,12 +44,12 @@ class PartialSamples:
     folder: Path
     fingerprint: str
     interval: float = INTERVAL
-    seconds: float = field(default=0.0, init=False)
+    spent: Cost = field(default=Cost(), init=False)
     others: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._batches: dict[tuple[int, int], Batch] = {}
-        self._lock, self._began = threading.Lock(), time.perf_counter()
+        self._lock, self._began, self._cores = threading.Lock(), time.perf_counter(), time.process_time()
         self._written = self._began
         if self.path.exists():
             self._take_up(*store.load_checkpoint(self.path))
@@ -86,8 +87,8 @@ class PartialSamples:
             return
         keys = sorted(self._batches)
         columns = {name: torch.cat([self._batches[key][name] for key in keys]) for name in self._batches[keys[0]]}
-        spent = self.seconds + time.perf_counter() - self._began
-        store.save_checkpoint(self.path, columns | {"rows": torch.tensor(keys)}, {"fingerprint": self.fingerprint, "seconds": spent})
+        now = Cost(seconds=time.perf_counter() - self._began, core_seconds=time.process_time() - self._cores) + self.spent
+        store.save_checkpoint(self.path, columns | {"rows": torch.tensor(keys)}, {"fingerprint": self.fingerprint, "spent": asdict(now)})
         self._written = time.perf_counter()
 
     def _take_up(self, columns: Batch, meta: dict) -> None:
@@ -97,4 +98,4 @@ class PartialSamples:
         keys = [(start, stop) for start, stop in columns.pop("rows").tolist()]
         parts = {name: column.split([stop - start for start, stop in keys]) for name, column in columns.items()}
         self._batches = {key: {name: part[k] for name, part in parts.items()} for k, key in enumerate(keys)}
-        self.seconds = meta["seconds"]
+        self.spent = Cost(**meta["spent"]) if "spent" in meta else Cost(seconds=meta["seconds"])

@@ -45,7 +45,13 @@ class Density(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Work done for a batch, in totals over its samples (one evaluation = one network forward pass of one sample)."""
+    """Work done for a batch, in totals over its samples (one evaluation = one network forward pass of one sample).
+
+    Attributes:
+        seconds: on the clock.
+        core_seconds: of this process on all its cores, where samples come from an executed map; zero where it was not measured. Worker
+            processes of costly energies are not in it.
+    """
 
     network: int = 0
     divergence: int = 0
@@ -53,6 +59,7 @@ class Cost:
     energy: int = 0
     gradient: int = 0
     seconds: float = 0.0
+    core_seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})

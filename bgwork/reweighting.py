@@ -40,13 +40,14 @@ def weigh(proposal: Proposal, target: Target, *, accept: Collection[Density] = (
     if proposal.space != target.space:
         raise ValueError(f"the samples live on {proposal.space}, the target {target.name} on {target.space}; sample the target's own space")
     proposal = _admit(proposal, accept)
-    before, start = target.n_energy, time.perf_counter()
+    before, start, cores = target.n_energy, time.perf_counter(), time.process_time()
     usable = torch.isfinite(proposal.x).flatten(1).all(1)
     u = torch.full_like(proposal.log_q, math.nan)
     with torch.no_grad():
         for rows in usable.nonzero().flatten().split(batch):
             u[rows] = target.u(proposal.x[rows])
-    cost = Cost(energy=target.n_energy - before, seconds=time.perf_counter() - start)
+    timed = time.process_time() - cores if proposal.cost.core_seconds else 0.0  # or it would be that of the weighing alone
+    cost = Cost(energy=target.n_energy - before, seconds=time.perf_counter() - start, core_seconds=timed)
     weighted = WeightedSamples(proposal=replace(proposal, cost=proposal.cost + cost), u=u, target=target.name)
     return weighted
 

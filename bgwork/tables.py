@@ -118,6 +118,8 @@ def cost_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     cost = report["cost"]
     rows = [(f"{label} per sample", number(cost[name])) for name, label in COUNTED.items() if cost[name]]
     rows.append(("seconds in all", number(cost["seconds"], 3)))
+    if cost.get("core_seconds"):
+        rows.append(("core seconds in all", number(cost["core_seconds"], 3)))
     if training := cost.get("training"):
         rows += [(f"{COUNTED[name]} in training", f"{training[name]:,}") for name in ("energy", "gradient")]
         rows.append(("training", f"{training['steps']:,} steps, {training['seconds'] / 60:.3g} core-minutes"))

@@ -12,9 +12,9 @@ from commands import call, files, refused
 
 from bgwork import store
 from bgwork.held_out import evaluate, stored_density
-from bgwork.joined import JoinError, Part, join, joint_certificate, save, together
+from bgwork.joined import JoinError, Part, join, joint_certificate, joint_cost, save, together
 from bgwork.records import Certificate, Density, WeightedSamples
-from bgwork.reweighting import ess, log_z
+from bgwork.reweighting import ess, log_z, weigh
 from bgwork.runs import SampleSettings, draw, find_run, finish
 from bgwork.system import load_system
 
@@ -48,6 +48,17 @@ def test_all_rows_are_there_with_all_costs(pair):
     assert proposal.cost == first.proposal.cost + second.proposal.cost and proposal.certificate.n == 200
     assert proposal.certificate.n_round_trip == first.proposal.certificate.n_round_trip  # the same reference samples made both trips
     assert made.settings["n"] == 200 and made.settings["seeds"] == [1, 2] and "seed" not in made.settings
+
+
+def test_core_seconds_are_those_of_all_runs_or_unknown(pair):
+    """Energies add theirs to samples whose own are known, and a run from before they were counted makes the sum unknown."""
+    first, second = (stored(folder).proposal for folder in pair)
+    assert 0 < first.cost.core_seconds <= 1.5 * torch.get_num_threads() * first.cost.seconds
+    assert joint_cost([first, second]).core_seconds == first.cost.core_seconds + second.cost.core_seconds
+    old = replace(first, cost=replace(first.cost, core_seconds=0.0))
+    assert joint_cost([old, second]) == replace(old.cost + second.cost, core_seconds=0.0)
+    target = load_system("dw4").target
+    assert weigh(old, target).proposal.cost.core_seconds == 0 < first.cost.core_seconds < weigh(first, target).proposal.cost.core_seconds
 
 
 def test_a_joined_run_is_read_and_reported_as_any_other(pair, tmp_path):

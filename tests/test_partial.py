@@ -10,6 +10,7 @@ from flows import made, seed
 
 from bgwork import store
 from bgwork.partial import PartialSamples
+from bgwork.records import Cost
 from bgwork.runs import SampleSettings, draw, find_run
 from bgwork.samplers.flow import Flow
 from bgwork.store import FileError
@@ -51,14 +52,15 @@ def test_sampling_goes_on_bit_for_bit(tmp_path, pushes):
     assert sum(pushes) == N
     interrupted(tmp_path, interval=1e9)  # leaving the context writes, if nothing else does
     again = PartialSamples(folder=tmp_path, fingerprint="one")
-    assert 3 * BATCH <= again.found < N and again.seconds > 0
+    assert 3 * BATCH <= again.found < N and again.spent.seconds > 0 and again.spent.core_seconds > 0
     pushes.clear()
     proposal = sampled(again)
     assert sum(pushes) == N - again.found
     for name in ("x", "log_q", "sign"):
         assert torch.equal(getattr(proposal, name), getattr(whole, name))
     assert replace(proposal.certificate, round_trip_error=0.0) == replace(whole.certificate, round_trip_error=0.0)
-    assert proposal.cost.seconds > again.seconds and proposal.cost.network == whole.cost.network
+    assert proposal.cost.seconds > again.spent.seconds and proposal.cost.core_seconds > again.spent.core_seconds
+    assert proposal.cost.network == whole.cost.network
 
 
 def test_a_crash_costs_what_was_drawn_since_the_last_write(tmp_path):
@@ -81,7 +83,7 @@ def test_batches_of_other_settings_are_not_taken_up(tmp_path, pushes):
     pushes.clear()
     other = PartialSamples(folder=tmp_path, fingerprint="another")
     sampled(other)
-    assert other.found == 0 and other.others > 0 and other.seconds == 0 and sum(pushes) == N
+    assert other.found == 0 and other.others > 0 and other.spent == Cost() and sum(pushes) == N
 
 
 def test_another_batch_size_does_not_take_rows_for_its_own(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bgwork.protocols import Field
+from bgwork.records import Cost
 from bgwork.spaces import Space
 
 Progress = Callable[[int, int], None]
@@ -21,10 +22,10 @@ class Kept(Protocol):
     """Batches of an earlier attempt at the same samples, and a place for those of this one (`bgwork.partial`).
 
     Attributes:
-        seconds: spent on the earlier ones.
+        spent: on the earlier ones, in seconds.
     """
 
-    seconds: float
+    spent: Cost
 
     def __call__(self, rows: slice, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What was kept of these rows, or what is computed."""

@@ -61,11 +61,11 @@ def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None
 def to_json_dict(diagnosis: Diagnosis) -> dict[str, Any]:
     """The contents of report.json: plain types, with null for what is not finite or cannot be had.
 
-    cost is per sample but for its seconds, which are the total.
+    cost is per sample but for its seconds and core seconds, which are the total.
     """
     content = {f.name: getattr(diagnosis, f.name) for f in fields(diagnosis)}
-    per_sample = {name: value / diagnosis.n for name, value in asdict(diagnosis.cost).items() if name != "seconds"}
-    content |= {"cost": per_sample | {"seconds": diagnosis.cost.seconds}, "trusted": diagnosis.trusted}
+    cost = {name: value if name in ("seconds", "core_seconds") else value / diagnosis.n for name, value in asdict(diagnosis.cost).items()}
+    content |= {"cost": cost, "trusted": diagnosis.trusted}
     return plain(content)
 
 

@@ -139,13 +139,13 @@ class ExecutedMap(ABC):
             ValueError: if n < 1, or the field does not fit the prior's space.
         """
         check_count(n)
-        started = time.perf_counter()
+        started, cores = time.perf_counter(), time.process_time()
         z = self.prior.sample(n, generator=generator)
         check_field(self.velocity, self.space, z[:16])
         pushed, evaluations = self._push_all(z), n * self.evaluations
         log_q = self.prior.log_prob(z) - pushed.log_det
-        seconds = time.perf_counter() - started + (self.kept.seconds if self.kept else 0.0)
-        cost = Cost(network=evaluations, jacobian=evaluations, seconds=seconds)
+        cost = Cost(network=evaluations, jacobian=evaluations, seconds=time.perf_counter() - started,
+                    core_seconds=time.process_time() - cores) + (self.kept.spent if self.kept else Cost())
         certificate, spent = self._certify(z, pushed)
         return Proposal(
             x=pushed.x, log_q=log_q, space=self.space, sign=pushed.sign, certificate=certificate,
