@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,26 @@ def torsions(x: Tensor, atoms: Tensor) -> Tensor:
     b1, b2, b3 = x[:, atoms].diff(dim=2).unbind(2)
     normal = torch.linalg.cross(b2, b3)
     return torch.atan2(b2.norm(dim=-1) * (b1 * normal).sum(-1), (torch.linalg.cross(b1, b2) * normal).sum(-1))
+
+
+def coordinate_jacobian(coordinate: Callable[[Tensor, Tensor], Tensor], x: Tensor, atoms: Tensor) -> Tensor:
+    """Derivatives of coordinates that depend on a few atoms each, in a single reverse pass.
+
+    Args:
+        coordinate: `distances`, `angles` or `torsions`.
+        x: configurations [B, n, 3].
+        atoms: [T, k] as the coordinate takes them.
+    Returns:
+        [B, T, 3n].
+    """
+    rows = torch.arange(len(atoms))
+    copies = x.detach()[:, atoms].flatten(1, 2).requires_grad_(True)  # so that no two coordinates share an atom
+    with torch.enable_grad():
+        values = coordinate(copies, torch.arange(atoms.numel()).view_as(atoms))
+        slopes, = torch.autograd.grad(values.sum(), copies)
+    jacobian = x.new_zeros(len(x), len(atoms), *x.shape[1:])
+    jacobian[:, rows[:, None], atoms] = slopes.view(len(x), *atoms.shape, 3)
+    return jacobian.flatten(2)
 
 
 def wrap(angle: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bgwork.geometry import angles, distances, torsions
+from bgwork.geometry import angles, coordinate_jacobian, distances, torsions
 from bgwork.topology import Topology, molecules
 
 
@@ -61,12 +61,26 @@ class Tree:
     def __len__(self) -> int:
         return 3 + len(self.placed)
 
+    @property
+    def bonds(self) -> Tensor:
+        """[n-1, 2] atoms of every length."""
+        first, second, third = self.root
+        return torch.tensor([(second, first), (third, second), *(row[:2] for row in self.placed)])
+
+    @property
+    def bends(self) -> Tensor:
+        """[n-2, 3] atoms of every angle."""
+        first, second, third = self.root
+        return torch.tensor([(third, second, first), *(row[:3] for row in self.placed)])
+
     def internal(self, x: Tensor) -> Internal:
         """Internal coordinates of configurations [B, n, 3]."""
-        first, second, third = self.root
-        bonds = [(second, first), (third, second), *(row[:2] for row in self.placed)]
-        bends = [(third, second, first), *(row[:3] for row in self.placed)]
-        return Internal(distances(x, torch.tensor(bonds)), angles(x, torch.tensor(bends)), torsions(x, torch.tensor(self.placed)))
+        return Internal(distances(x, self.bonds), angles(x, self.bends), torsions(x, torch.tensor(self.placed)))
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        """Derivatives of lengths, angles and torsions, in this order, [B, 3n-6, 3n]."""
+        parts = ((distances, self.bonds), (angles, self.bends), (torsions, torch.tensor(self.placed)))
+        return torch.cat([coordinate_jacobian(coordinate, x, atoms) for coordinate, atoms in parts], 1)
 
     def cartesian(self, internal: Internal, like: Tensor) -> Tensor:
         """Configurations [B, n, 3] with these coordinates, in the place and orientation of others.

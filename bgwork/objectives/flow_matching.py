@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bgwork.couplings import random_rotations
+from bgwork.objectives.force_targets import ForceTargets, Pairs
 from bgwork.paths import LinearInterpolant, Times
 from bgwork.protocols import Coupling, Field, Prior
 from bgwork.spaces import MeanFree
@@ -28,6 +29,19 @@ class FlowMatchingBatch:
     x: Tensor
     velocity: Tensor
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forces:
+    """What `FlowMatchingData` needs to take noise out of the velocities.
+
+    Args:
+        gradient: of the reduced energy at the data [N, n, d] float64.
+        targets: what to add to the velocity of aligned pairs on the linear interpolant.
+    """
+
+    gradient: Tensor
+    targets: ForceTargets
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +59,7 @@ class FlowMatchingData:
         turns: how data on mean-free spaces are turned at random: `random_rotations` (of O(d)), or `random_turns` (of SO(d)) for
             molecules, whose mirror images are others.
         chances: [N] how often each row of x1 is drawn, up to a factor; all alike if None.
+        forces: gradients of the reduced energy at x1, and what becomes of the velocities by them; without, those of the pairs as they are.
     """
 
     x1: Tensor
@@ -56,17 +71,22 @@ class FlowMatchingData:
     path: LinearInterpolant = field(default_factory=LinearInterpolant)
     turns: Callable[..., Tensor] = random_rotations
     chances: Tensor | None = None
+    forces: Forces | None = None
 
     def __call__(self, step: int) -> FlowMatchingBatch:
         started = time.process_time()
         generator = torch.Generator().manual_seed(self.seed * 1_000_000_007 + step)
         rows = self._rows(generator)
         x0, x1 = self.prior.sample(self.batch, generator=generator), self.x1[rows].double()
+        gradient = None if self.forces is None else self.forces.gradient[rows]
         if isinstance(self.prior.space, MeanFree):
-            x1 = x1 @ self.turns(self.batch, self.prior.space.d, generator=generator)
+            turn = self.turns(self.batch, self.prior.space.d, generator=generator)
+            x1, gradient = x1 @ turn, None if gradient is None else gradient @ turn
         x0, x1 = self.coupling(x0, x1, generator=generator)
         t = self.times.sample(self.batch, generator=generator)
         x, velocity = self.path.point_and_velocity(t, x0, x1)
+        if gradient is not None:
+            velocity = velocity + self.forces.targets(Pairs(t=t, x0=x0, x1=x1, gradient=gradient))
         return FlowMatchingBatch(t=t.float(), x=x.float(), velocity=velocity.float(), seconds=time.process_time() - started)
 
     def _rows(self, generator: torch.Generator) -> Tensor:

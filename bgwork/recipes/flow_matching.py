@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
-from bgwork.couplings import random_rotations, random_turns
-from bgwork.objectives.flow_matching import FlowMatchingData, flow_matching_loss
-from bgwork.protocols import Prior, Sampler
-from bgwork.recipes.base import Choice, Recipe, Request, Trained, ess_of, job_meta, load_initial
+from bgwork.couplings import MolecularAlignment, random_rotations, random_turns
+from bgwork.objectives.flow_matching import FlowMatchingData, Forces, flow_matching_loss
+from bgwork.objectives.force_targets import ForceTargets, Stiffness
+from bgwork.protocols import Coupling, Prior, Sampler
+from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.oversampling import OversamplingSection
 from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection, GridSection
 from bgwork.samplers.flow import Flow
@@ -19,9 +22,40 @@ from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
 from bgwork.system import Positive
 from bgwork.training import TrainingJob
 
+GRADIENTS = 1024  # configurations at once
+
 
 class DataTrainingSection(OversamplingSection, FlowMatchingTrainingSection):
     """[training] of flow matching from data, some of which may be drawn more often."""
+
+
+class ForcesTrainingSection(DataTrainingSection):
+    """[training] of flow matching whose targets are freed from noise by the forces on the data, from the time `forces_after` on.
+
+    For molecules with coupling "molecular" alone. The mean of the targets stays what it was (`objectives.force_targets`).
+    """
+
+    forces_after: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
+
+    def forces(self, request: Request, coupling: Coupling) -> Forces | None:
+        """Gradients at the data, and the targets; None if no time comes after `forces_after`.
+
+        Raises:
+            RecipeError: for other systems and couplings, and for data at which the energy has no gradient.
+        """
+        system, x = request.system, request.data
+        if self.forces_after == 1:
+            return None
+        if system.topology is None or not isinstance(coupling, MolecularAlignment):
+            raise RecipeError("training.forces_after is for molecules with coupling.kind = \"molecular\"; leave it out")
+        gradient = torch.cat([system.differentiable_target.u_and_grad(rows)[1] for rows in x.double().split(GRADIENTS)])
+        lost = int((~torch.isfinite(gradient)).flatten(1).any(1).sum())
+        if lost:
+            raise RecipeError(f"the energy has no finite gradient at {lost} of {len(x)} training configurations; leave out "
+                              "training.forces_after, or those configurations")
+        targets = ForceTargets(std=system.prior.std, hessian=Stiffness.of(system.topology, x), triples=coupling.triples,
+                               after=self.forces_after)
+        return Forces(gradient=gradient, targets=targets)
 
 
 class FlowSection(GridSection):
@@ -43,7 +77,7 @@ class FlowMatchingRecipe(Recipe):
 
     objective: Literal["flow-matching"]
     coupling: CouplingSection
-    training: DataTrainingSection
+    training: ForcesTrainingSection
     sampler: FlowSection = FlowSection()
 
     def job(self, request: Request) -> TrainingJob:
@@ -51,8 +85,9 @@ class FlowMatchingRecipe(Recipe):
         network = self.fresh_network(request)
         if training.initial:
             load_initial(network, system, training.initial)
+        drawn = pairs(request, training, self.coupling, request.data)
         return TrainingJob(
-            model=network, loss=flow_matching_loss, data=pairs(request, training, self.coupling, request.data),
+            model=network, loss=flow_matching_loss, data=replace(drawn, forces=training.forces(request, drawn.coupling)),
             config=training.config(), folder=request.folder, meta=job_meta(self, request),
             evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
 

@@ -1,0 +1,172 @@
+"""Targets freed from noise by forces: the same mean as the plain ones, a fraction of their noise, nothing before their time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bgwork.couplings import MolecularAlignment, random_turns
+from bgwork.generators import load_trained
+from bgwork.geometry import angles, coordinate_jacobian, distances, torsions
+from bgwork.internal_coordinates import spanning_tree
+from bgwork.objectives.force_targets import ForceTargets, Pairs, Stiffness, newton, plane
+from bgwork.recipes import RecipeError, Request, load_recipe
+from bgwork.system import load_system, reference_samples
+
+LATE = 0.97
+
+
+def seed(value=0):
+    return torch.Generator().manual_seed(value)
+
+
+@pytest.fixture(scope="module")
+def system():
+    return load_system("ala2-vacuum")
+
+
+@pytest.fixture(scope="module")
+def stiffness(system):
+    return Stiffness.of(system.topology, reference_samples(system).x)
+
+
+def aligned(system, triples, *, n=2000, t=LATE):
+    """Pairs at one time, aligned by rotation and by turns of the triples."""
+    x1 = reference_samples(system).x[:n] @ random_turns(n, 3, generator=seed(1))
+    x1 = x1 - x1.mean(1, keepdim=True)
+    x0, x1 = MolecularAlignment(triples=triples)(system.prior.sample(n, generator=seed(2)), x1, generator=seed(3))
+    gradient = system.differentiable_target.u_and_grad(x1)[1]
+    return Pairs(t=torch.full((n,), t, dtype=torch.float64), x0=x0, x1=x1, gradient=gradient)
+
+
+def targets(system, stiffness, triples, **options):
+    return ForceTargets(std=system.prior.std, hessian=stiffness, triples=triples, after=0.9, **options)
+
+
+def noisy(pairs):
+    t = pairs.t[:, None, None]
+    return (1 - t) * pairs.x0 + t * pairs.x1
+
+
+def shifts(system, pairs, added):
+    """What the addition moves lengths and angles of the predicted data point by, on average, and its standard error, both [41]."""
+    tree = spanning_tree(system.topology)
+    moved = (tree.jacobian(noisy(pairs)) @ (added * (1 - LATE)).flatten(1)[:, :, None]).squeeze(2)[:, :41]
+    return moved.mean(0), moved.std(0) / len(moved) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def triples(system):
+    return load_recipe(system, "fm-most").coupling.build(system).triples
+
+
+@pytest.mark.parametrize(("coordinate", "atoms"), [
+    (distances, [[0, 1], [2, 1], [0, 3]]), (angles, [[0, 1, 2], [3, 1, 0]]), (torsions, [[0, 1, 2, 3], [3, 0, 1, 2]])])
+def test_derivatives_of_coordinates(coordinate, atoms):
+    x, atoms = torch.randn(3, 4, 3, generator=seed(), dtype=torch.float64), torch.tensor(atoms)
+    found = coordinate_jacobian(coordinate, x, atoms)
+    for row, expected in zip(found, (torch.func.jacrev(lambda y: coordinate(y[None], atoms)[0])(y) for y in x), strict=True):
+        torch.testing.assert_close(row, expected.flatten(1))
+
+
+def test_stiffness_is_the_precision_of_the_data(system, stiffness):
+    """Along a coordinate that moves alone, H is what the covariance of the data says."""
+    x = reference_samples(system).x[:3]
+    hessian = stiffness(x)
+    assert torch.linalg.eigvalsh(hessian).min() > -1e-6 * hessian.abs().max()
+    torch.testing.assert_close(hessian, hessian.mT)
+    rows = stiffness.tree.jacobian(x)[:, stiffness.stiff]
+    moves = torch.linalg.pinv(rows)  # each column moves one stiff coordinate
+    torch.testing.assert_close(moves.mT @ hessian @ moves, (stiffness.root.mT @ stiffness.root).expand(3, -1, -1), rtol=1e-4, atol=1e-2)
+    with pytest.raises(ValueError, match="55 coordinates; give more data"):
+        Stiffness.of(system.topology, reference_samples(system).x[:50])
+
+
+def test_newton_steps_are_the_constrained_maximum():
+    generator = seed()
+    root, normals, slope = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 7, 7), (4, 2, 7), (4, 7)))
+    precision = root @ root.mT + torch.eye(7, dtype=torch.float64)
+    y = newton(precision, normals, slope)
+    assert (normals @ y[:, :, None]).abs().max() < 1e-10
+    left = slope - (precision @ y[:, :, None]).squeeze(2)  # must be a combination of the normals
+    outside = left - (normals.mT @ torch.linalg.lstsq(normals.mT, left[:, :, None]).solution).squeeze(2)
+    assert outside.abs().max() < 1e-10
+
+
+def test_aligned_pairs_stay_aligned(system, stiffness, triples):
+    pairs = aligned(system, triples, n=50)
+    x, shape = noisy(pairs), pairs.x1
+    assert (plane(x) @ shape.flatten(1)[:, :, None]).abs().max() < 1e-10
+    for known in ((), triples):
+        added = targets(system, stiffness, known)(pairs)
+        assert added.abs().max() > 1e-3 and (plane(x) @ added.flatten(1)[:, :, None]).abs().max() < 1e-9 * added.abs().max()
+    for triple in map(list, triples):
+        torch.testing.assert_close(added[:, triple], added[:, triple[:1]].expand(-1, 3, -1))
+
+
+def test_forces_leave_the_mean_where_it_is(system, stiffness, triples):
+    """Pairs aligned by rotation alone, and with triples turned; careless of the turns, the mean moves by a ninth of the widths."""
+    for turned, minded in (((), ()), (triples, triples)):
+        pairs = aligned(system, turned)
+        mean, stderr = shifts(system, pairs, targets(system, stiffness, minded)(pairs))
+        z = mean / stderr
+        assert z.abs().max() < 4 and z.square().mean().sqrt() < 1.4  # 41 of them, correlated
+    mean, stderr = shifts(system, pairs, targets(system, stiffness, ())(pairs))
+    assert (mean / stderr).square().mean().sqrt() > 4
+
+
+def test_at_the_end_the_mean_is_that_of_the_prior_draws_aligned_to_the_configuration(system, stiffness, triples):
+    """At t -> 1 the noisy configuration is x1 itself, so that means given it can be taken at a single one, in all directions."""
+    n = 3000
+    x1 = reference_samples(system).x[:1].expand(n, -1, -1).contiguous()
+    gradient = system.differentiable_target.u_and_grad(x1[:1])[1].expand(n, -1, -1)
+    t = torch.full((n,), 0.99995, dtype=torch.float64)
+    for turned in ((), triples):
+        x0, _ = MolecularAlignment(triples=turned)(system.prior.sample(n, generator=seed(4)), x1, generator=seed())
+        added = (targets(system, stiffness, turned)(Pairs(t=t, x0=x0, x1=x1, gradient=gradient)) / system.prior.std).flatten(1)
+        shift = (added.mean(0).square() - added.var(0) / n).sum()  # without what the mean of n draws has by chance
+        assert abs(shift) < 0.01 < 0.1 < added.var(0).sum()
+
+
+@pytest.mark.parametrize(("t", "share"), [(0.95, 0.7), (0.97, 0.6), (0.99, 0.5)])
+def test_forces_take_most_of_the_noise(system, stiffness, triples, t, share):
+    """Noise as seen from a trained velocity, whose own error is far less."""
+    pairs = aligned(system, triples, n=300, t=t)
+    velocity = load_trained(system.path / "generators" / "fm-most.safetensors", system=system)[1].network
+    with torch.no_grad():
+        known = velocity(pairs.t.float(), noisy(pairs).float()).double()
+    plain = pairs.x1 - pairs.x0
+    before, after = ((target - known).square().mean() for target in (plain, plain + targets(system, stiffness, triples)(pairs)))
+    assert after < share * before
+
+
+def test_nothing_is_added_before_its_time(system, stiffness, triples):
+    pairs = aligned(system, triples, n=4)
+    pairs = pairs._replace(t=torch.tensor([0.1, 0.899, 0.9, 0.97], dtype=torch.float64))
+    added = targets(system, stiffness, triples)(pairs).abs().amax((1, 2))
+    assert added[:2].tolist() == [0, 0] and (added[2:] > 0).all()
+
+
+def test_a_recipe_adds_them_to_late_velocities_alone(system, tmp_path):
+    request = Request(system=system, name="fm-most", folder=tmp_path, seed=0, data=reference_samples(system).x)
+    overrides = ["training.initial=''", "training.compiled=false", "training.batch=32"]
+    plain, freed = (load_recipe(system, "fm-most", overrides=[*overrides, f"training.forces_after={after}"]).job(request).data(3)
+                    for after in (1.0, 0.93))
+    assert torch.equal(plain.x, freed.x) and torch.equal(plain.t, freed.t)
+    changed = (plain.velocity != freed.velocity).flatten(1).any(1)
+    assert torch.equal(changed, plain.t >= 0.93) and changed.any() and not changed.all()
+
+
+def test_forces_want_a_molecule_and_its_coupling(system, tmp_path):
+    request = Request(system=system, name="fm-most", folder=tmp_path, seed=0, data=reference_samples(system).x)
+    overrides = ["training.initial=''", "training.compiled=false", "training.forces_after=0.9"]
+    with pytest.raises(RecipeError, match="molecules with coupling.kind"):
+        load_recipe(system, "fm-most", overrides=[*overrides, "coupling.kind=independent"]).job(request)
+    broken = request.data.clone()
+    broken[7, 3] = broken[7, 4]
+    with pytest.raises(RecipeError, match="no finite gradient at 1 of 2000"):
+        load_recipe(system, "fm-most", overrides=overrides).job(replace(request, data=broken))
+    with pytest.raises(RecipeError, match="forces_after"):
+        load_recipe(system, "fm-most", overrides=["training.forces_after=0"])
