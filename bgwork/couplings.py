@@ -96,10 +96,60 @@ class MolecularAlignment:
     def _cycle_onto(self, x0: Tensor, x1: Tensor) -> Tensor:
         x0 = x0.clone()
         for triple in map(list, self.triples):
-            turned = torch.stack([x0[:, triple].roll(k, 1) for k in range(3)])
-            best = ((turned - x1[:, triple]) ** 2).sum((2, 3)).argmin(0)
-            x0[:, triple] = turned[best, torch.arange(len(x0))]
+            orders = turned(x0[:, triple])
+            best = ((orders - x1[:, None, triple]) ** 2).sum((2, 3)).argmin(1)
+            x0[:, triple] = orders[torch.arange(len(x0)), best]
         return x0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftMolecularAlignment:
+    """Every x0 is rotated onto its x1, equivalent triples taken as a whole, and then has these moved round at random, nearer ways likelier.
+
+        P(turn k of a triple) ~ exp(-|x0_k - x1|^2 / (2 width^2)),    x0_k its atoms in x0 after k turns
+    The chances are smooth in x0 and x1, where the best turn jumps, and the rotation does not depend on the turns: `log_chance` and the
+    rotation's volume are all that pairing adds to the density of a pair, which is what `objectives.force_targets` need to know.
+
+    Args:
+        triples: three indices each, of atoms that a turn of their group exchanges (the hydrogens of a methyl group).
+        width: in the system's length unit; the best turn is taken at zero, any turn at infinity.
+
+    Requires what `MolecularAlignment` does.
+    """
+
+    triples: tuple[tuple[int, int, int], ...]
+    width: float
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"width must be positive, got {self.width}; MolecularAlignment takes the best turn")
+
+    def __call__(self, x0: Tensor, x1: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x0 = x0 @ turn_between(self.whole(x0), x1)
+        for triple in map(list, self.triples):
+            turn = torch.multinomial(self._log_chances(x0, x1, triple).exp(), 1, generator=generator)
+            x0[:, triple] = torch.take_along_dim(turned(x0[:, triple]), turn[:, :, None, None], dim=1).squeeze(1)
+        return x0, x1
+
+    def log_chance(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Of leaving all triples as they are, [B]."""
+        return sum((self._log_chances(x0, x1, list(triple))[:, 0] for triple in self.triples), x0.new_zeros(len(x0)))
+
+    def whole(self, x: Tensor) -> Tensor:
+        """x [B, n, d] with the atoms of each triple at their centre."""
+        x = x.clone()
+        for triple in map(list, self.triples):
+            x[:, triple] = x[:, triple].mean(1, keepdim=True)
+        return x
+
+    def _log_chances(self, x0: Tensor, x1: Tensor, triple: list[int]) -> Tensor:
+        away = (turned(x0[:, triple]) - x1[:, None, triple]).square().sum((2, 3))
+        return torch.log_softmax(-away / (2 * self.width**2), 1)
+
+
+def turned(x: Tensor) -> Tensor:
+    """The three cyclic orders of triples [B, 3, d], as they are first, [B, 3, 3, d]."""
+    return torch.stack([x.roll(k, 1) for k in range(3)], 1)
 
 
 def align(x0: Tensor, x1: Tensor, *, sweeps: int) -> Tensor:
@@ -132,11 +182,15 @@ def rotate_onto(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def turn_onto(x0: Tensor, x1: Tensor) -> Tensor:
-    """The rotation of each x0 with the least |x0 - x1|^2, reflections excluded (Kabsch 1976)."""
+    """Each x0 rotated as near to x1 as can be, reflections excluded."""
+    return x0 @ turn_between(x0, x1)
+
+
+def turn_between(x0: Tensor, x1: Tensor) -> Tensor:
+    """R [B, d, d] of SO(d) with the least |x0 R - x1|^2 (Kabsch 1976)."""
     u, _, vh = torch.linalg.svd(torch.einsum("bia,bic->bac", x0, x1))
     sign = torch.linalg.det(u @ vh).sign()
-    u = torch.cat([u[..., :-1], u[..., -1:] * sign[:, None, None]], -1)
-    return x0 @ (u @ vh)
+    return torch.cat([u[..., :-1], u[..., -1:] * sign[:, None, None]], -1) @ vh
 
 
 def random_rotations(n: int, d: int, *, generator: torch.Generator) -> Tensor:

@@ -8,13 +8,13 @@ has the conditional mean of x1 - x0, whatever the matrix C. With C the inverse H
 posterior's mean, and hardly any noise is left where the posterior is close to a Gaussian: near the data. Without pairing, and with
 C scalar, this is target score matching (De Bortoli et al. 2024); the rest here is what pairing changes.
 
-Pairs aligned by rotation (`couplings.MolecularAlignment`) have x_t^T x1 symmetric, which is linear in x1: the posterior lives in a
-plane, with
-    log pi = -u(x1) - |x0|^2 / (2 s0^2) + log det(tr(S) 1 - S),    x0 = (x_t - t x1) / (1-t),    S = x0^T x1
-where the determinant is that of the change of volume under rotations. If the coupling turns triples of hydrogens too, the posterior ends
-where another way to turn them, with the rotation that is best for it, is as good: there tr(S) changes as much for both, up to a factor 1-t,
-along every step d that carries triples as a whole and has x_t^T d = 0. Steps are of that kind, which leaves the noise of hydrogens within
-their triples, and of six directions more, as it was.
+Pairs aligned by `couplings.SoftMolecularAlignment` have x_t^T x1 symmetric (taking triples of hydrogens as a whole), which is linear in x1:
+the posterior lives in a plane, with
+    log pi = -u(x1) - |x0|^2 / (2 s0^2) + log det(tr(S) 1 - S) + log P(turns),    x0 = (x_t - t x1) / (1-t),    S = x0^T x1
+where the determinant is that of the change of volume under rotations, and P(turns) the chance of the way in which triples were turned. The
+determinant vanishes where another rotation becomes as good, and its logarithm is too steep there for a variance: steps keep to x_t^T d = 0,
+along which S changes no more than x1 does, and leave the noise of six directions as it was. Were the best turns taken
+(`couplings.MolecularAlignment`), the posterior would end where others become as good, and the mean of s would not vanish.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bgwork.couplings import SoftMolecularAlignment
 from bgwork.geometry import wrap
 from bgwork.internal_coordinates import Tree, spanning_tree
 from bgwork.topology import Topology
 
 STIFF = 0.9  # mean resultant length above which a torsion counts as stiff
-AXES = ((0, 1), (1, 2), (2, 0))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,13 +84,13 @@ class ForceTargets:
     Args:
         std: of the prior in training.
         hessian: x [B, n, 3] -> [B, 3n, 3n], of the reduced energy, roughly.
-        triples: of hydrogens that the coupling turns.
+        coupling: that aligned them.
         after: time from which on forces are used; before, the noisy configuration is no guide to the Hessian, and the step is zero.
     """
 
     std: float
     hessian: Callable[[Tensor], Tensor]
-    triples: tuple[tuple[int, int, int], ...]
+    coupling: SoftMolecularAlignment
     after: float
 
     def __call__(self, pairs: Pairs) -> Tensor:
@@ -106,29 +106,18 @@ class ForceTargets:
         x = (1 - t) * pairs.x0 + t * pairs.x1
         precision = self.hessian(x)
         precision = precision + (t / (self.std * (1 - t))).square() * torch.eye(precision.shape[1], dtype=precision.dtype)
-        moves, score = self._moves(x), score_of(pairs, std=self.std).flatten(1)
-        normals = steadfast(x) if self.triples else plane(x)
-        step = newton(moves.T @ precision @ moves, normals @ moves, score @ moves) @ moves.T
-        return step.view_as(x) / (1 - t)
+        return newton(precision, steadfast(self.coupling.whole(x)), self.score(pairs).flatten(1)).view_as(x) / (1 - t)
 
-    def _moves(self, x: Tensor) -> Tensor:
-        """Orthonormal basis [3n, k] of steps that carry every triple as a whole."""
-        taken = {atom for triple in self.triples for atom in triple}
-        groups = [*self.triples, *((atom,) for atom in range(x.shape[1]) if atom not in taken)]
-        moves = x.new_zeros(x.shape[1], len(groups))
-        for k, group in enumerate(groups):
-            moves[list(group), k] = len(group) ** -0.5
-        return torch.kron(moves, torch.eye(3, dtype=x.dtype))
-
-
-def score_of(pairs: Pairs, *, std: float) -> Tensor:
-    """Gradient of log pi(x1 | x_t) by x1, [B, n, 3]."""
-    t = pairs.t[:, None, None]
-    x = (1 - t) * pairs.x0 + t * pairs.x1
-    with torch.enable_grad():
-        x1 = pairs.x1.detach().requires_grad_(True)
-        volume, = torch.autograd.grad(log_volume((x - t * x1) / (1 - t), x1).sum(), x1)
-    return volume - pairs.gradient + t * pairs.x0 / (std**2 * (1 - t))
+    def score(self, pairs: Pairs) -> Tensor:
+        """Gradient of log pi(x1 | x_t) by x1, [B, n, 3]."""
+        t = pairs.t[:, None, None]
+        x = (1 - t) * pairs.x0 + t * pairs.x1
+        with torch.enable_grad():
+            x1 = pairs.x1.detach().requires_grad_(True)
+            x0 = (x - t * x1) / (1 - t)
+            paired = log_volume(self.coupling.whole(x0), x1) + self.coupling.log_chance(x0, x1)
+            pairing, = torch.autograd.grad(paired.sum(), x1)
+        return pairing - pairs.gradient + t * pairs.x0 / (self.std**2 * (1 - t))
 
 
 def log_volume(x0: Tensor, x1: Tensor) -> Tensor:
@@ -137,15 +126,6 @@ def log_volume(x0: Tensor, x1: Tensor) -> Tensor:
     s = (s + s.mT) / 2
     trace = s.diagonal(dim1=1, dim2=2).sum(1)
     return torch.linalg.slogdet(trace[:, None, None] * torch.eye(3, dtype=s.dtype) - s)[1]
-
-
-def plane(x: Tensor) -> Tensor:
-    """Normals [B, 6, 3n] of the plane in which x1 may move: x^T dx1 symmetric, and no centre of mass."""
-    normals = x.new_zeros(len(x), 6, *x.shape[1:])
-    for k, (a, b) in enumerate(AXES):
-        normals[:, k, :, k] = 1
-        normals[:, 3 + k, :, b], normals[:, 3 + k, :, a] = x[:, :, a], -x[:, :, b]
-    return normals.flatten(2)
 
 
 def steadfast(x: Tensor) -> Tensor:

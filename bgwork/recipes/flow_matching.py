@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bgwork.couplings import MolecularAlignment, random_rotations, random_turns
+from bgwork.couplings import SoftMolecularAlignment, random_rotations, random_turns
 from bgwork.objectives.flow_matching import FlowMatchingData, Forces, flow_matching_loss
 from bgwork.objectives.force_targets import ForceTargets, Stiffness
 from bgwork.protocols import Coupling, Prior, Sampler
@@ -32,7 +32,7 @@ class DataTrainingSection(OversamplingSection, FlowMatchingTrainingSection):
 class ForcesTrainingSection(DataTrainingSection):
     """[training] of flow matching whose targets are freed from noise by the forces on the data, from the time `forces_after` on.
 
-    For molecules with coupling "molecular" alone. The mean of the targets stays what it was (`objectives.force_targets`).
+    For molecules with coupling "soft-molecular" alone. The mean of the targets stays what it was (`objectives.force_targets`).
     """
 
     forces_after: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
@@ -46,14 +46,14 @@ class ForcesTrainingSection(DataTrainingSection):
         system, x = request.system, request.data
         if self.forces_after == 1:
             return None
-        if system.topology is None or not isinstance(coupling, MolecularAlignment):
-            raise RecipeError("training.forces_after is for molecules with coupling.kind = \"molecular\"; leave it out")
+        if system.topology is None or not isinstance(coupling, SoftMolecularAlignment):
+            raise RecipeError("training.forces_after is for molecules with coupling.kind = \"soft-molecular\"; leave it out")
         gradient = torch.cat([system.differentiable_target.u_and_grad(rows)[1] for rows in x.double().split(GRADIENTS)])
         lost = int((~torch.isfinite(gradient)).flatten(1).any(1).sum())
         if lost:
             raise RecipeError(f"the energy has no finite gradient at {lost} of {len(x)} training configurations; leave out "
                               "training.forces_after, or those configurations")
-        targets = ForceTargets(std=system.prior.std, hessian=Stiffness.of(system.topology, x), triples=coupling.triples,
+        targets = ForceTargets(std=system.prior.std, hessian=Stiffness.of(system.topology, x), coupling=coupling,
                                after=self.forces_after)
         return Forces(gradient=gradient, targets=targets)
 

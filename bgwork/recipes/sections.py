@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from bgwork.couplings import EquivariantOptimalTransport, Independent, MolecularAlignment, OptimalTransport
+from bgwork.couplings import EquivariantOptimalTransport, Independent, MolecularAlignment, OptimalTransport, SoftMolecularAlignment
 from bgwork.fields.ambient import AmbientDrifts
 from bgwork.fields.compiled import check_compiler
 from bgwork.fields.egnn import EGNN
@@ -108,18 +108,26 @@ FIELDS: dict[str, type[Section]] = {"multihop": MultiHopSection, "egnn": EGNNSec
 
 
 class CouplingSection(Section):
-    """[coupling]; sweeps and group as in `EquivariantOptimalTransport`; "molecular" is `MolecularAlignment` with the system's hydrogens."""
+    """[coupling]; sweeps and group as in `EquivariantOptimalTransport`.
 
-    kind: Literal["independent", "ot", "equivariant-ot", "molecular"]
+    "molecular" is `MolecularAlignment` with the system's hydrogens, "soft-molecular" `SoftMolecularAlignment` with `width` standard
+    deviations of the prior.
+    """
+
+    kind: Literal["independent", "ot", "equivariant-ot", "molecular", "soft-molecular"]
     sweeps: Count = 2
     group: Count = 1
+    width: Positive = 1.0
 
     def build(self, system: System) -> Coupling:
         if self.kind == "equivariant-ot":
             return EquivariantOptimalTransport(sweeps=self.sweeps, group=self.group)
+        groups = equivalent_hydrogens(system.topology) if system.topology else ()
+        triples = tuple(group for group in groups if len(group) == 3)
         if self.kind == "molecular":
-            groups = equivalent_hydrogens(system.topology) if system.topology else ()
-            return MolecularAlignment(triples=tuple(group for group in groups if len(group) == 3), sweeps=self.sweeps)
+            return MolecularAlignment(triples=triples, sweeps=self.sweeps)
+        if self.kind == "soft-molecular":
+            return SoftMolecularAlignment(triples=triples, width=self.width * system.prior.std)
         return {"independent": Independent, "ot": OptimalTransport}[self.kind]()
 
 
