@@ -1,9 +1,11 @@
 """A molecule's energy on the chamber that its dynamics keeps: +inf outside, unchanged inside, by OpenMM and by torch."""
 
 import pytest
+from dataclasses import replace
+
 import torch
 
-from bgwork.couplings import MolecularAlignment, random_turns
+from bgwork.couplings import MolecularAlignment, SoftMolecularAlignment, random_turns
 from bgwork.system import load_system
 from bgwork.topology import equivalent_hydrogens, handed_groups, stereocentres
 
@@ -58,6 +60,32 @@ def test_molecular_alignment_shortens_pairs_and_keeps_handedness(system):
     for group in handed_groups(system.topology, system.structure):
         volume = [torch.linalg.det(y[:, list(group.neighbours)] - y[:, None, group.atom]).sign() for y in (x0, aligned)]
         assert torch.equal(*volume)
+
+
+def test_soft_molecular_alignment_turns_triples_as_often_as_it_says(system):
+    """Every way to turn the triples of one pair: how often it is taken against `log_chance`, and the rotation that all of them share."""
+    n, generator = 4000, torch.Generator().manual_seed(0)
+    x1 = system.structure[None].double().expand(n, -1, -1)
+    x0 = system.prior.sample(1, generator=generator).expand(n, -1, -1)
+    triples = tuple(group for group in equivalent_hydrogens(system.topology) if len(group) == 3)
+    soft = SoftMolecularAlignment(triples=triples, width=0.2)
+    kept = x0.clone()
+    aligned, same = soft(x0, x1, generator=generator)
+    assert torch.equal(same, x1) and torch.equal(x0, kept)
+    ways, taken = aligned.unique(dim=0, return_counts=True)
+    chance = soft.log_chance(ways, x1[: len(ways)]).exp()
+    assert len(triples) == 3 and len(ways) > 9 and chance.sum() <= 1 + 1e-9
+    spread = (n * chance * (1 - chance)).sqrt()
+    assert ((taken - n * chance).abs() < 4 * spread).all() and n * (1 - chance.sum()) < 20
+    torch.testing.assert_close(soft.whole(ways), soft.whole(ways[:1]).expand_as(ways))
+    moment = soft.whole(ways).mT @ x1[:1]
+    torch.testing.assert_close(moment, moment.mT)
+    assert (torch.linalg.eigvalsh(moment)[:, :2].sum(1) > 0).all()  # the best rotation, not one of the others that make it symmetric
+    best, _ = MolecularAlignment(triples=triples)(x0[:1], x1[:1], generator=generator)
+    sharp, _ = replace(soft, width=0.02)(x0[:1], x1[:1], generator=generator)
+    assert (sharp - x1[:1]).square().sum() < 1.05 * (best - x1[:1]).square().sum()
+    with pytest.raises(ValueError, match="width must be positive, got 0"):
+        SoftMolecularAlignment(triples=triples, width=0)
 
 
 def test_random_turns_do_not_reflect():
