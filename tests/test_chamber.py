@@ -1,8 +1,8 @@
 """A molecule's energy on the chamber that its dynamics keeps: +inf outside, unchanged inside, by OpenMM and by torch."""
 
-import pytest
 from dataclasses import replace
 
+import pytest
 import torch
 
 from bgwork.couplings import MolecularAlignment, SoftMolecularAlignment, random_turns
@@ -75,6 +75,8 @@ def test_soft_molecular_alignment_turns_triples_as_often_as_it_says(system):
     ways, taken = aligned.unique(dim=0, return_counts=True)
     chance = soft.log_chance(ways, x1[: len(ways)]).exp()
     assert len(triples) == 3 and len(ways) > 9 and chance.sum() <= 1 + 1e-9
+    far = (ways - x1[: len(ways)]).square().sum((1, 2))
+    torch.testing.assert_close(chance / chance[0], (-(far - far[0]) / (2 * soft.width**2)).exp())
     spread = (n * chance * (1 - chance)).sqrt()
     assert ((taken - n * chance).abs() < 4 * spread).all() and n * (1 - chance.sum()) < 20
     torch.testing.assert_close(soft.whole(ways), soft.whole(ways[:1]).expand_as(ways))
