@@ -101,7 +101,8 @@ def test_overrides_reach_tables_in_tables(toy, override):
 @pytest.mark.parametrize(("override", "names"), [
     ("training.step=7", "steps, learning_rate.*batch"), ("field.width=7", "hidden, depth"), ("optimizer=adam", "objective, description"),
     ("training.steps=many", "training.steps"), ("training.steps=0", "greater than or equal to 1"),
-    ("training.steps", "table.key=value"), ("coupling.kind=sinkhorn", "'independent', 'ot', 'equivariant-ot' or 'molecular'"),
+    ("training.steps", "table.key=value"),
+    ("coupling.kind=sinkhorn", "'independent', 'ot', 'equivariant-ot', 'molecular' or 'soft-molecular'"),
     ("objective.kind=x", "objective"), ("training.steps=2.5", "integer"), ("training.steps.x=2", "'steps' in .* is not a table"),
     ("training..steps=2", "table.key=value"), ("training.oversample.n_long.x=2", "valid number")])
 def test_a_wrong_override_is_named_with_what_is_allowed(toy, override, names):
@@ -140,6 +141,14 @@ def test_sections_build_what_they_name():
         assert isinstance(parse_recipe(values, source="test").field.build(system), field)
     for kind, coupling in (("independent", Independent), ("equivariant-ot", EquivariantOptimalTransport)):
         assert isinstance(recipe(coupling={"kind": kind}).coupling.build(system), coupling)
+
+
+@pytest.mark.parametrize(("name", "kind", "remedy"), [
+    ("gmm40", "soft-molecular", "turns configurations, and gmm40 lives on .*; take \"ot\""),
+    ("ala2-vacuum", "equivariant-ot", "the atoms of ala2-vacuum differ; take \"molecular\"")])
+def test_a_coupling_by_symmetries_that_the_system_lacks_is_refused(name, kind, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        recipe(coupling={"kind": kind}).coupling.build(load_system(name))
 
 
 def test_power_shortens_the_last_steps_and_ease_the_first():

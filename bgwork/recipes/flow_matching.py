@@ -47,7 +47,8 @@ class ForcesTrainingSection(DataTrainingSection):
         if self.forces_after == 1:
             return None
         if system.topology is None or not isinstance(coupling, SoftMolecularAlignment):
-            raise RecipeError("training.forces_after is for molecules with coupling.kind = \"soft-molecular\"; leave it out")
+            raise RecipeError('training.forces_after is for molecules with coupling.kind = "soft-molecular"; leave it out, '
+                              "or take that coupling")
         gradient = torch.cat([system.differentiable_target.u_and_grad(rows)[1] for rows in x.double().split(GRADIENTS)])
         lost = int((~torch.isfinite(gradient)).flatten(1).any(1).sum())
         if lost:

@@ -18,6 +18,7 @@ from bgwork.objectives.polish import PolishSettings
 from bgwork.paths import Times
 from bgwork.protocols import Coupling
 from bgwork.samplers.integrators import Grid
+from bgwork.spaces import MeanFree
 from bgwork.system import Count, Positive, Section, System
 from bgwork.topology import equivalent_hydrogens
 from bgwork.training import TrainingConfig
@@ -120,6 +121,8 @@ class CouplingSection(Section):
     width: Positive = 1.0
 
     def build(self, system: System) -> Coupling:
+        """The coupling; ValueError if the system has not the symmetries that it moves prior draws by."""
+        self._check_symmetries(system)
         if self.kind == "equivariant-ot":
             return EquivariantOptimalTransport(sweeps=self.sweeps, group=self.group)
         groups = equivalent_hydrogens(system.topology) if system.topology else ()
@@ -129,6 +132,15 @@ class CouplingSection(Section):
         if self.kind == "soft-molecular":
             return SoftMolecularAlignment(triples=triples, width=self.width * system.prior.std)
         return {"independent": Independent, "ot": OptimalTransport}[self.kind]()
+
+    def _check_symmetries(self, system: System) -> None:
+        if self.kind in ("independent", "ot"):
+            return
+        if not isinstance(system.space, MeanFree):
+            raise ValueError(f'coupling.kind = "{self.kind}" turns configurations, and {system.name} lives on {system.space}; take "ot"')
+        if self.kind == "equivariant-ot" and system.topology is not None:
+            raise ValueError(f'coupling.kind = "{self.kind}" exchanges all particles, and the atoms of {system.name} differ; '
+                             'take "molecular"')
 
 
 class LoopSection(Section):
