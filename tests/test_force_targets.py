@@ -10,8 +10,7 @@ import torch
 from bgwork.couplings import MolecularAlignment, random_turns
 from bgwork.generators import load_trained
 from bgwork.geometry import angles, coordinate_jacobian, distances, torsions, wrap
-from bgwork.internal_coordinates import spanning_tree
-from bgwork.objectives.force_targets import ForceTargets, Pairs, Stiffness, newton, steadfast
+from bgwork.objectives.force_targets import ForceTargets, Pairs, Stiffness, bond_shifts, newton, steadfast
 from bgwork.recipes import RecipeError, Request, load_recipe
 from bgwork.system import load_system, reference_samples
 
@@ -48,13 +47,6 @@ def targets(system, stiffness, coupling):
 def noisy(pairs):
     t = pairs.t[:, None, None]
     return (1 - t) * pairs.x0 + t * pairs.x1
-
-
-def shifts(system, pairs, added):
-    """What the addition moves lengths and angles of the predicted data point by, on average, and its standard error, both [41]."""
-    tree = spanning_tree(system.topology)
-    moved = (tree.jacobian(noisy(pairs)) @ (added * (1 - LATE)).flatten(1)[:, :, None]).squeeze(2)[:, :41]
-    return moved.mean(0), moved.std(0) / len(moved) ** 0.5
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +112,11 @@ def test_forces_leave_the_mean_where_it_is(system, stiffness, coupling, untied):
     """With triples turned at random and without; with the best turns, which the targets are not made for, the mean moves."""
     for made in (untied, coupling):
         pairs = aligned(system, made)
-        mean, stderr = shifts(system, pairs, targets(system, stiffness, made)(pairs))
+        mean, stderr = bond_shifts(targets(system, stiffness, made), pairs, stiffness.tree)
         z = mean / stderr
         assert z.abs().max() < 4 and z.square().mean().sqrt() < 1.4  # 41 of them, correlated
     pairs = aligned(system, MolecularAlignment(triples=coupling.triples))
-    mean, stderr = shifts(system, pairs, targets(system, stiffness, untied)(pairs))
+    mean, stderr = bond_shifts(targets(system, stiffness, untied), pairs, stiffness.tree)
     assert (mean / stderr).square().mean().sqrt() > 4
 
 
@@ -174,6 +166,18 @@ def test_a_recipe_adds_them_to_late_velocities_alone(system, tmp_path):
     pairs = Pairs(t=t, x0=x0, x1=x1, gradient=system.differentiable_target.u_and_grad(x1)[1])
     made = targets(system, Stiffness.of(system.topology, request.data), load_recipe(system, "fm-forces").coupling.build(system))
     torch.testing.assert_close(freed.velocity[changed].double(), (velocity + made(pairs))[changed], rtol=0, atol=1e-3)
+
+
+def test_forces_want_data_of_their_own_ensemble(system, tmp_path):
+    """Those of implicit water look alike and are others; so are those two per cent too large, and 200 drawn over and over."""
+    water, own = load_system("ala2-obc2"), reference_samples(system).x
+    large = own.mean(1, keepdim=True) + 1.02 * (own - own.mean(1, keepdim=True))
+    overrides = ["training.initial=''", "training.compiled=false"]
+    for data in (reference_samples(water).x, large, own[:200]):
+        with pytest.raises(RecipeError, match="by [0-9.]+ standard errors.*no equilibrium set of this energy"):
+            load_recipe(system, "fm-forces", overrides=overrides).job(
+                Request(system=system, name="fm-forces", folder=tmp_path, seed=0, data=data))
+    load_recipe(system, "fm-forces", overrides=overrides).job(Request(system=system, name="fm-forces", folder=tmp_path, seed=0, data=own))
 
 
 def test_forces_want_a_molecule_and_its_coupling(system, tmp_path):
