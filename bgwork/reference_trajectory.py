@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bgwork import units
+from bgwork.bond_balance import LIMIT, bond_balance, inefficiencies
 from bgwork.molecule import molecular_observables
-from bgwork.multistate import quiet
 from bgwork.provenance import commit, file_fingerprint, versions
 from bgwork.records import Density, Origin, Proposal, WeightedSamples
 from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceRun, agreement, virial_check
@@ -87,48 +86,55 @@ def slowest_correlation(system: System, x: Tensor) -> tuple[float, str]:
         system: whose functions are looked at.
         x: [N, n, 3] frames in order of time.
     """
-    with quiet("pymbar"):  # it advises on its own installation at import
-        from pymbar import timeseries
     functions = molecular_observables(system.topology, system.structure)
     values = {"u": system.target.u(x)} | {name: f(x) for name, f in functions.items()}
-    varying = {name: v.numpy() for name, v in values.items() if bool(torch.isfinite(v).all()) and float(v.std()) > 0}
+    varying = {name: v for name, v in values.items() if bool(torch.isfinite(v).all()) and float(v.std()) > 0}
     if not varying:
         raise TrajectoryError(f"all {len(x)} frames are the same, or too few; give a longer trajectory")
-    found = {name: float(timeseries.statistical_inefficiency(np.asarray(v, dtype=float))) for name, v in varying.items()}
+    found = dict(zip(varying, inefficiencies(torch.stack([v.double() for v in varying.values()], 1)).tolist(), strict=True))
     slowest = max(found, key=found.__getitem__)
     return found[slowest], slowest
 
 
 def check(system: System, weighted: WeightedSamples) -> list[Check]:
-    """The virial, the bonds' temperature, the agreement of both halves on every observable, and no frame of the other handedness."""
+    """The virial, the bonds' temperature and the forces along them, both halves on every observable, and frames of the other handedness."""
     estimates = estimate(system, weighted)
     first = weighted.proposal.group < (weighted.proposal.group.max() + 1) // 2
     halves = [estimate(system, weighted.take(rows)) for rows in (first, ~first)]
-    outside = torch.isinf(weighted.u).double()
-    forced, expected = (average(weighted, values).value for values in bond_work(system, weighted.x))
-    checks = [virial_check(estimates["virial"], system.space.dim),
-              Check(name="temperature of the bonds, relative deviation", value=abs(forced / expected - 1), limit=BOND_TOLERANCE,
-                    text=f"{forced / expected:.3f} of the system's; constraints, time step, force field or temperature differ")]
+    checks = [virial_check(estimates["virial"], system.space.dim), *bond_checks(system, weighted)]
     checks += [agreement(f"both halves agree on {name}", [half[name] for half in halves], limit=Z_LIMIT)
                for name in estimates if all(name in half for half in halves)]
+    outside = torch.isinf(weighted.u).double()
     return [*checks, Check(name="share of frames with inverted centres", value=outside.mean().item(), limit=1.0 / len(weighted))]
 
 
-def bond_work(system: System, x: Tensor) -> tuple[Tensor, Tensor]:
+def bond_checks(system: System, weighted: WeightedSamples) -> list[Check]:
+    """The bonds' temperature, and the forces along each of them in frames of the system's handedness."""
+    gradient = torch.cat([system.target.u_and_grad(part)[1] for part in weighted.x.split(BATCH)])
+    forced, expected = (average(weighted, values).value for values in bond_work(system, weighted.x, gradient))
+    inside = torch.isfinite(weighted.u)
+    balance = bond_balance(system.topology, weighted.x[inside], gradient[inside])
+    return [Check(name="temperature of the bonds, relative deviation", value=abs(forced / expected - 1), limit=BOND_TOLERANCE,
+                  text=f"{forced / expected:.3f} of the system's; constraints, time step, force field or temperature differ"),
+            Check(name="forces along bonds, standard errors off balance", value=balance.value, limit=LIMIT,
+                  text=f"most, {balance.largest}; force field, solvent, cutoff or charges differ, or the frames are not in equilibrium")]
+
+
+def bond_work(system: System, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Both sides of <v . grad u> = <div v>, where v moves one atom of every bond along it by how much it is stretched.
 
         sum_b (r_b - rest_b) e_b . grad_j u,   sum_b 1 + 2 (r_b - rest_b) / r_b
 
     Args:
-        system: with bonds, rest lengths from its structure, and the energy.
+        system: with bonds, and rest lengths from its structure.
         x: [N, n, 3].
+        gradient: of the reduced energy there, [N, n, 3].
     Returns:
         Two of [N]; their averages are equal in equilibrium, and their ratio is the bonds' temperature over the system's.
     """
     i, j = torch.tensor(system.topology.bonds).T
     rest = (system.structure[j] - system.structure[i]).norm(dim=1)
-    grad = torch.cat([system.target.u_and_grad(part)[1] for part in x.split(BATCH)])
     bond = x[:, j] - x[:, i]
     length = bond.norm(dim=2)
-    forced = ((length - rest) / length * (bond * grad[:, j]).sum(2)).sum(1)
+    forced = ((length - rest) / length * (bond * gradient[:, j]).sum(2)).sum(1)
     return forced, (1.0 + 2.0 * (length - rest) / length).sum(1)

@@ -35,6 +35,12 @@ class Topology:
         return len(self.names)
 
     @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Such as "ALA2-CA", residues counted from 1."""
+        atoms = zip(self.residues, self.residue_of, self.names, strict=True)
+        return tuple(f"{residue}{number + 1}-{name}" for residue, number, name in atoms)
+
+    @cached_property
     def neighbours(self) -> tuple[tuple[int, ...], ...]:
         """Atoms bonded to each atom, in increasing order."""
         found: dict[int, list[int]] = defaultdict(list)

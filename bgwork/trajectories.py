@@ -66,7 +66,7 @@ def check_atoms(pdb: Path, topology: Topology) -> None:
     other = topology_of(read_pdb(pdb).topology, Path(pdb))
     if len(other) != len(topology):
         raise TrajectoryError(f"{pdb} has {len(other)} atoms, {topology.path} has {len(topology)}; {ALONE}")
-    ours, theirs = _labels(topology), _labels(other)
+    ours, theirs = topology.labels, other.labels
     for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a != b:
             raise TrajectoryError(f"atom {k + 1} of {pdb} is {b}, of {topology.path} {a}: another order of atoms; "
@@ -88,17 +88,12 @@ def check_structure(x: Tensor, *, topology: Topology, structure: Tensor) -> None
     if broken > BROKEN_SHARE:
         raise TrajectoryError(f"{broken:.0%} of the frames have broken bonds: the atoms are in another order than in {topology.path} (give "
                               "--top), or a periodic box cuts the molecule; make it whole (mdtraj: trajectory.image_molecules())")
-    labels = _labels(topology)
+    labels = topology.labels
     for centre in stereocentres(topology, structure) + handed_groups(topology, structure):
         if (chirality(x, centre.atom, centre.neighbours) != centre.sign).all():
             around = ", ".join(labels[k] for k in centre.neighbours)
             raise TrajectoryError(f"{around} are arranged around {labels[centre.atom]} in the other sense than in {topology.path}: "
                                   "a mirror image, or hydrogens numbered otherwise; make the system from a frame of this trajectory")
-
-
-def _labels(topology: Topology) -> list[str]:
-    atoms = zip(topology.residues, topology.residue_of, topology.names, strict=True)
-    return [f"{residue}{number + 1}-{name}" for residue, number, name in atoms]
 
 
 def _mdtraj() -> ModuleType:

@@ -76,22 +76,18 @@ class FlowMatchingData:
     def __call__(self, step: int) -> FlowMatchingBatch:
         started = time.process_time()
         generator = torch.Generator().manual_seed(self.seed * 1_000_000_007 + step)
-        x0, x1, gradient = self.pairs(generator)
-        t = self.times.sample(self.batch, generator=generator)
-        x, velocity = self.path.point_and_velocity(t, x0, x1)
-        if gradient is not None:
-            velocity = velocity + self.forces.targets(Pairs(t=t, x0=x0, x1=x1, gradient=gradient))
-        return FlowMatchingBatch(t=t.float(), x=x.float(), velocity=velocity.float(), seconds=time.process_time() - started)
-
-    def pairs(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A batch of x0 and x1, and the gradients at x1 if there are forces."""
         rows = self._rows(generator)
         x0, x1 = self.prior.sample(self.batch, generator=generator), self.x1[rows].double()
         gradient = None if self.forces is None else self.forces.gradient[rows]
         if isinstance(self.prior.space, MeanFree):
             turn = self.turns(self.batch, self.prior.space.d, generator=generator)
             x1, gradient = x1 @ turn, None if gradient is None else gradient @ turn
-        return *self.coupling(x0, x1, generator=generator), gradient
+        x0, x1 = self.coupling(x0, x1, generator=generator)
+        t = self.times.sample(self.batch, generator=generator)
+        x, velocity = self.path.point_and_velocity(t, x0, x1)
+        if gradient is not None:
+            velocity = velocity + self.forces.targets(Pairs(t=t, x0=x0, x1=x1, gradient=gradient))
+        return FlowMatchingBatch(t=t.float(), x=x.float(), velocity=velocity.float(), seconds=time.process_time() - started)
 
     def _rows(self, generator: torch.Generator) -> Tensor:
         if self.chances is None:

@@ -120,18 +120,6 @@ class ForceTargets:
         return pairing - pairs.gradient + t * pairs.x0 / (self.std**2 * (1 - t))
 
 
-def bond_shifts(targets: ForceTargets, pairs: Pairs, tree: Tree) -> tuple[Tensor, Tensor]:
-    """What forces move bond lengths and angles of the predicted data by on average, and its standard error, both [K].
-
-    Nought within its error if the pairs' data are distributed as exp(-u), with the u that the gradients are of.
-    """
-    t = pairs.t[:, None, None]
-    x = (1 - t) * pairs.x0 + t * pairs.x1
-    bonds = len(tree.bonds) + len(tree.bends)
-    moved = (tree.jacobian(x)[:, :bonds] @ (targets(pairs) * (1 - t)).flatten(1)[:, :, None]).squeeze(2)
-    return moved.mean(0), moved.std(0) / len(moved) ** 0.5
-
-
 def log_volume(x0: Tensor, x1: Tensor) -> Tensor:
     """log det(tr(S) 1 - S) [B], S = x0^T x1, symmetric for aligned pairs: their share of all orientations' volume."""
     s = x0.mT @ x1

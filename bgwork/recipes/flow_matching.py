@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bgwork.bond_balance import bond_balance
 from bgwork.couplings import SoftMolecularAlignment, random_rotations, random_turns
-from bgwork.internal_coordinates import Tree, spanning_tree
 from bgwork.objectives.flow_matching import FlowMatchingData, Forces, flow_matching_loss
-from bgwork.objectives.force_targets import ForceTargets, Pairs, Stiffness, bond_shifts
+from bgwork.objectives.force_targets import ForceTargets, Stiffness
 from bgwork.protocols import Coupling, Prior, Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.oversampling import OversamplingSection
@@ -24,8 +24,6 @@ from bgwork.system import Positive
 from bgwork.training import TrainingJob
 
 GRADIENTS = 1024  # configurations at once
-CHECKED = 2048  # pairs by which forces are judged
-SHIFTED = 2.0  # root mean square of the shifts by forces, in their standard errors, above which forces and data do not belong together
 
 
 class DataTrainingSection(OversamplingSection, FlowMatchingTrainingSection):
@@ -36,7 +34,7 @@ class ForcesTrainingSection(DataTrainingSection):
     """[training] of flow matching whose targets are freed from noise by the forces on the data, from the time `forces_after` on.
 
     For molecules with coupling "soft-molecular" alone. The mean of the targets stays what it was (`objectives.force_targets`),
-    as long as the data are an equilibrium set of the very energy: `check_ensemble` refuses others.
+    if the data are an equilibrium set of the very energy.
     """
 
     forces_after: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
@@ -45,7 +43,8 @@ class ForcesTrainingSection(DataTrainingSection):
         """Gradients at the data, and the targets; None if no time comes after `forces_after`.
 
         Raises:
-            RecipeError: for other systems and couplings, and for data at which the energy has no gradient.
+            RecipeError: for other systems and couplings, and for data at which the energy has no gradient, or which are no equilibrium set
+                of it.
         """
         system, x = request.system, request.data
         if self.forces_after == 1:
@@ -58,6 +57,10 @@ class ForcesTrainingSection(DataTrainingSection):
         if lost:
             raise RecipeError(f"the energy has no finite gradient at {lost} of {len(x)} training configurations; leave out "
                               "training.forces_after, or those configurations")
+        balance = bond_balance(system.topology, x, gradient)
+        if not balance.passed:
+            raise RecipeError(f"the {len(x)} training configurations are no equilibrium set of the energy ({balance}), so that forces "
+                              "would change what is learned; leave out training.forces_after, or give other data")
         targets = ForceTargets(std=system.prior.std, hessian=Stiffness.of(system.topology, x), coupling=coupling,
                                after=self.forces_after)
         return Forces(gradient=gradient, targets=targets)
@@ -91,11 +94,8 @@ class FlowMatchingRecipe(Recipe):
         if training.initial:
             load_initial(network, system, training.initial)
         drawn = pairs(request, training, self.coupling, request.data)
-        drawn = replace(drawn, forces=training.forces(request, drawn.coupling))
-        if drawn.forces:
-            check_ensemble(drawn, spanning_tree(system.topology))
         return TrainingJob(
-            model=network, loss=flow_matching_loss, data=drawn,
+            model=network, loss=flow_matching_loss, data=replace(drawn, forces=training.forces(request, drawn.coupling)),
             config=training.config(), folder=request.folder, meta=job_meta(self, request),
             evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
 
@@ -118,20 +118,6 @@ def pairs(request: Request, training: DataTrainingSection, coupling: CouplingSec
     return FlowMatchingData(
         x1=x.float(), prior=system.prior, coupling=coupling.build(system), batch=training.batch, seed=request.seed, times=training.times(),
         turns=random_rotations if system.topology is None else random_turns, chances=training.chances(system, request.data))
-
-
-def check_ensemble(data: FlowMatchingData, tree: Tree) -> None:
-    """RecipeError if forces move the mean of the velocities, because the data are not distributed as exp(-u) (`bond_shifts`)."""
-    generator, targets = torch.Generator().manual_seed(data.seed), data.forces.targets
-    batches = [data.pairs(generator) for _ in range(-(-CHECKED // data.batch))]
-    x0, x1, gradient = (torch.cat(column) for column in zip(*batches, strict=True))
-    t = torch.full((len(x1),), (1 + targets.after) / 2, dtype=torch.float64)
-    mean, stderr = bond_shifts(targets, Pairs(t=t, x0=x0, x1=x1, gradient=gradient), tree)
-    found = float((mean / stderr).square().mean().sqrt())
-    if not found <= SHIFTED:
-        raise RecipeError(f"forces move the mean of {len(mean)} bond lengths and angles by {found:.1f} standard errors (root mean square; "
-                          f"up to {SHIFTED:g} pass): the training data are no equilibrium set of this energy at this temperature, or too "
-                          "few independent configurations; leave out training.forces_after, or give other data")
 
 
 def prior_of(trained: Trained, section: FlowSection) -> Prior:
