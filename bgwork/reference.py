@@ -27,6 +27,8 @@ from bgwork.system import System
 
 RHAT_LIMIT = 1.01
 REMEDY = "ask for more samples, or set a longer burn_in and thin in system.toml"
+REMEDY_OF_TRAJECTORY = ("make the system with the force field, solvent and temperature of the trajectory, without constraints, or leave out its "
+                        "beginning and run it longer")
 REMEDY_OF_TRANSFER = "ask for more samples, set more transitions or keep nearer 1 in system.toml, or start from another energy"
 
 
@@ -95,11 +97,17 @@ def save(run: ReferenceRun, folder: Path, *, stem: str = "samples", command: str
     """
     failed = [str(c) for c in run.checks if not c.passed]
     if failed:
-        remedy = REMEDY_OF_TRANSFER if run.made.get("settings", {}).get("sampler") == "transfer" else REMEDY
-        raise ReferenceError("\n  ".join([f"not saved, {len(failed)} of {len(run.checks)} checks failed ({remedy}):", *failed]))
+        raise ReferenceError("\n  ".join([f"not saved, {len(failed)} of {len(run.checks)} checks failed ({remedy(run)}):", *failed]))
     store.save_samples(Path(folder) / f"{stem}.npz", run.proposal)
     checks = [{**asdict(c), "passed": c.passed} for c in run.checks]
     store.write_json(Path(folder) / "reference.json", {"estimates": run.estimates, "checks": checks, "command": command, **run.made})
+
+
+def remedy(run: ReferenceRun) -> str:
+    """What to do if a check fails."""
+    if run.proposal.origin.method == "trajectory":
+        return REMEDY_OF_TRAJECTORY
+    return REMEDY_OF_TRANSFER if run.made.get("settings", {}).get("sampler") == "transfer" else REMEDY
 
 
 def thinned(run: ReferenceRun, keep: int) -> ReferenceRun:

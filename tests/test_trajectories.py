@@ -84,13 +84,15 @@ def test_another_temperature_shows_in_the_bonds(system, written, x, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_frames_of_another_solvent_are_noticed(system, written):
+def test_frames_of_another_solvent_are_noticed(system, written, tmp_path):
     """Implicit water leaves bonds at their temperature, and pulls at those with charges."""
     frames = reference_samples(load_system("ala2-obc2")).x
     made = from_trajectory(system, written(frames, "wet.dcd"), **SETTINGS)
     lost = {c.name: c for c in made.checks if not c.passed}
     assert "forces along bonds, standard errors off balance" in lost and "temperature of the bonds, relative deviation" not in lost
     assert "between ALA2-C and ALA2-O" in str(lost["forces along bonds, standard errors off balance"])
+    with pytest.raises(ReferenceError, match="make the system with the force field, solvent and temperature of the trajectory"):
+        save(made, tmp_path / "out")
 
 
 def test_constrained_bonds_are_noticed(system, written, x):
