@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bgwork import store
+from bgwork.optimisers import OPTIMISERS
 from bgwork.processes import interruptible, run_ahead
 
 
@@ -35,8 +36,9 @@ class TrainingConfig:
 
     Args:
         steps: optimiser steps.
-        learning_rate: of AdamW, after `warmup` steps of linear increase and before a cosine to zero.
-        weight_decay: of AdamW.
+        optimiser: "adamw" or "soap" (`optimisers`).
+        learning_rate: after `warmup` steps of linear increase and before a cosine to zero.
+        weight_decay: decoupled.
         clip: largest gradient norm.
         ema: decay of the averaged weights, which are the ones handed over.
         bfloat16: share of the steps, from the first, whose matrix products run in bfloat16; the rest run in float32.
@@ -45,6 +47,7 @@ class TrainingConfig:
     """
 
     steps: int
+    optimiser: str = "adamw"
     learning_rate: float = 2e-3
     warmup: int = 500
     weight_decay: float = 1e-4
@@ -136,7 +139,7 @@ class TrainingState:
 
     model: nn.Module
     average: dict[str, Tensor]
-    optimiser: torch.optim.AdamW
+    optimiser: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
     worker_seconds: float = 0.0
@@ -182,7 +185,7 @@ def start(job: TrainingJob) -> TrainingState:
     c = job.config
     if c.steps < 1:
         raise TrainingError(f"the number of steps must be positive, got {c.steps}")
-    optimiser = torch.optim.AdamW(job.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay)
+    optimiser = OPTIMISERS[c.optimiser](job.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay)
     return TrainingState(model=job.model, average={k: p.detach().clone() for k, p in job.model.named_parameters()}, optimiser=optimiser)
 
 

@@ -51,6 +51,7 @@ class MultiHopConfig:
         times: number of times that t holds; with more than one, t is [times] or [B, times].
         kind_basis: Gaussians on each pair kind's own scale, for fields with species.
         chiral: pseudo-scalars at nodes, in three dimensions.
+        nearest: what is left to t = 1 down to which times are told apart on a logarithmic scale too; on a linear one alone if zero.
     """
 
     hidden: int = 64
@@ -64,6 +65,7 @@ class MultiHopConfig:
     times: int = 1
     kind_basis: int = 24
     chiral: bool = False
+    nearest: float = 0.0
 
 
 class NodeState(NamedTuple):
@@ -186,7 +188,7 @@ class MultiHop(nn.Module):
             raise ValueError(f"pseudo-scalars need three dimensions, got d = {d}; set chiral = false")
         if species is not None and len(species.node) != n:
             raise ValueError(f"species of {len(species.node)} particles do not fit a field of {n}")
-        self.time = TimeFeatures(TIME_WIDTH, c.times)
+        self.time = TimeFeatures(TIME_WIDTH, c.times, nearest=c.nearest)
         self.radial = RadialFeatures(c.hidden, c.n_basis, c.r_max, TIME_WIDTH)
         self.hops = nn.ModuleList([Hop(c, first=k == 0, species=species) for k in range(c.hops)])
         self.readout = PairReadout(c)

@@ -7,6 +7,7 @@ Distances are softened, dist = sqrt(r^2 + s^2), so that every feature is smooth 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -46,31 +47,63 @@ def silu_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TimeFeatures(nn.Module):
-    """t -> MLP([t, sin(k pi t), cos(k pi t), k = 1..4]), [B, width]; of several times, the features one after the other.
+    """t -> MLP(harmonics of t), or MLP(harmonics of t and of the time left on a logarithmic scale), [B, width].
+
+    Near the data a velocity changes by as much from 1 - t = .02 to .01 as from .2 to .1, while harmonics of t hardly tell .98 from .99.
 
     Args:
         width: of the result.
-        times: number of times; with more than one, t is [times] or [B, times].
+        times: number of times; with more than one, t is [times] or [B, times], and the features of each follow one another.
+        nearest: what is left to t = 1 at the finest of the logarithmic scale; without one if zero.
     """
 
-    def __init__(self, width: int, times: int = 1) -> None:
+    def __init__(self, width: int, times: int = 1, *, nearest: float = 0.0) -> None:
         super().__init__()
-        self.times = times
-        self.net = nn.Sequential(nn.Linear(9 * times, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.times, self.nearest = times, nearest
+        self.net = nn.Sequential(nn.Linear((18 if nearest else 9) * times, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, t: Tensor, batch: int) -> Tensor:
-        return self.net(fourier(t, batch, self.times, self.net[0].weight.dtype))
+        dtype = self.net[0].weight.dtype
+        if not self.nearest:
+            return self.net(fourier(t, batch, self.times, dtype))
+        t = (t[..., None] if self.times == 1 else t).expand(batch, self.times)[..., None]
+        left = logarithmic(t, self.nearest)
+        return self.net(torch.cat([harmonics(t.to(dtype)), harmonics(left.to(dtype))], -1).flatten(1))
+
+
+def on_logarithmic_scale(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network whose times are on a linear scale alone, for one that has the logarithmic one too and computes the same.
+
+    The further columns of the layer that sees the time are zero. Weights that have them, and other networks, are left as they are.
+    """
+    wide = dict(weights)
+    for name, module in network.named_modules():
+        key = f"{name}.net.0.weight"
+        if isinstance(module, TimeFeatures) and module.nearest and module.times == 1 and key in wide:
+            lacking = module.net[0].in_features - wide[key].shape[1]
+            wide[key] = nn.functional.pad(wide[key], (0, lacking)) if lacking == 9 else wide[key]
+    return wide
+
+
+def logarithmic(t: Tensor, nearest: float) -> Tensor:
+    """log(1 + (1 - t) / nearest) / log(1 + 1 / nearest): 1 at t = 0, 0 at t = 1, even in log(1 - t) between."""
+    return torch.log1p((1 - t) / nearest) / math.log1p(1 / nearest)
+
+
+def harmonics(t: Tensor) -> Tensor:
+    """[t, sin(k pi t), cos(k pi t), k = 1..4] along the last dimension, from t [..., 1] to [..., 9]."""
+    phase = torch.arange(1, 5, dtype=t.dtype, device=t.device) * math.pi * t
+    return torch.cat([t, torch.sin(phase), torch.cos(phase)], -1)
 
 
 def fourier(t: Tensor, batch: int, times: int, dtype: torch.dtype) -> Tensor:
-    """[t, sin(k pi t), cos(k pi t), k = 1..4] of each time, [batch, 9 times].
+    """Harmonics of each time, [batch, 9 times].
 
     Args:
         t: scalar or [batch]; with several times, [times] or [batch, times].
     """
     t = (t[..., None] if times == 1 else t).to(dtype).expand(batch, times)[..., None]
-    phase = torch.arange(1, 5, dtype=dtype, device=t.device) * math.pi * t
-    return torch.cat([t, torch.sin(phase), torch.cos(phase)], -1).flatten(1)
+    return harmonics(t).flatten(1)
 
 
 class RadialFeatures(nn.Module):

@@ -98,7 +98,7 @@ def of_two_times(field: nn.Module) -> nn.Module:
     """
     wide = copy.deepcopy(field)
     if isinstance(wide, MultiHop):
-        wide.config, wide.time = replace(wide.config, times=2), TimeFeatures(TIME_WIDTH, 2)
+        wide.config, wide.time = replace(wide.config, times=2), TimeFeatures(TIME_WIDTH, 2, nearest=wide.config.nearest)
     elif isinstance(wide, MLP):
         per_time = wide.first.in_features - wide.place_width
         wide.times, wide.first = 2, nn.Linear(wide.place_width + 2 * per_time, wide.first.out_features)

@@ -38,6 +38,7 @@ class HopSizes(Section):
     n_basis: Basis = MultiHopConfig.n_basis
     r_max: Positive = MultiHopConfig.r_max
     softening: Positive
+    nearest: Annotated[float, Field(ge=0, lt=1, strict=False)] = MultiHopConfig.nearest
 
 
 class MultiHopSection(HopSizes):
@@ -150,6 +151,7 @@ class LoopSection(Section):
     learning_rate: Positive = TrainingConfig.learning_rate
     warmup: Count = TrainingConfig.warmup
     weight_decay: Annotated[float, Field(ge=0, strict=False)] = TrainingConfig.weight_decay
+    optimiser: Literal["adamw", "soap"] = TrainingConfig.optimiser
     clip: Positive = TrainingConfig.clip
     ema: Share = TrainingConfig.ema
     bfloat16: Share = TrainingConfig.bfloat16
