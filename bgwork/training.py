@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bgwork import store
-from bgwork.optimisers import OPTIMISERS
+from bgwork.optimisers import OPTIMISERS, moments_of
 from bgwork.processes import interruptible, run_ahead
 
 
@@ -273,7 +273,7 @@ def restore(job: TrainingJob, state: TrainingState) -> None:
             p.data.copy_(tensors[f"model.{name}"])
             state.average[name].copy_(tensors[f"average.{name}"])
             if p.requires_grad:
-                state.optimiser.state[p] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                state.optimiser.state[p] = moments_of(name, tensors)
         if job.source:
             held = {name: value for name, value in tensors.items() if name.startswith("source.")}
             job.source.load_state_dict({name.removeprefix("source."): value for name, value in held.items()})

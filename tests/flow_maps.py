@@ -16,6 +16,7 @@ NETS = {
     "mlp": lambda times: MLP(1, 2, hidden=16, depth=3, times=times),
     "egnn": lambda times: EGNN(4, 2, layers=2, hidden=8, reach=1.0, times=times),
     "two hops": lambda times: MultiHop(4, 2, MultiHopConfig(**SMALL, times=times)),
+    "two hops, logarithmic": lambda times: MultiHop(4, 2, MultiHopConfig(**SMALL, times=times, nearest=0.01)),
 }
 
 

@@ -15,8 +15,8 @@ from bgwork.protocols import Field
 from bgwork.system import load_system
 
 
-def multihop(n, d, hops):
-    return MultiHop(n, d, MultiHopConfig(hidden=8, message=6, vectors=4, hops=hops, node_hidden=10, n_basis=6))
+def multihop(n, d, hops, nearest=0.0):
+    return MultiHop(n, d, MultiHopConfig(hidden=8, message=6, vectors=4, hops=hops, node_hidden=10, n_basis=6, nearest=nearest))
 
 
 def molecular(n, d, hops, chiral):
@@ -38,6 +38,7 @@ FIELDS = {
     "one hop 4x2": lambda: multihop(4, 2, 1),
     "two hops 5x2": lambda: multihop(5, 2, 2),
     "two hops 4x3": lambda: multihop(4, 3, 2),
+    "two hops 4x3, logarithmic times": lambda: multihop(4, 3, 2, nearest=0.01),
     "three hops 4x3": lambda: multihop(4, 3, 3),
     "three hops 2x2": lambda: multihop(2, 2, 3),
     "species 5x2": lambda: molecular(5, 2, 2, chiral=False),

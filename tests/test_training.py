@@ -50,11 +50,11 @@ def test_the_same_seed_trains_the_same_weights(tmp_path):
     assert_equal(weights(tmp_path / "a" / "generator.safetensors"), weights(tmp_path / "b" / "generator.safetensors"))
 
 
-@pytest.mark.parametrize("low", [0.0, 0.5])
-def test_resuming_after_an_interruption_is_bit_for_bit(tmp_path, low):
-    whole = job(tmp_path / "whole", bfloat16=low)
+@pytest.mark.parametrize("settings", [{}, {"bfloat16": 0.5}, {"optimiser": "soap"}], ids=["adamw", "bfloat16", "soap"])
+def test_resuming_after_an_interruption_is_bit_for_bit(tmp_path, settings):
+    whole = job(tmp_path / "whole", **settings)
     train(whole, resume=False)
-    cut = job(tmp_path / "cut", bfloat16=low)
+    cut = job(tmp_path / "cut", **settings)
 
     def interrupt(row):
         if row["step"] == 6:
@@ -64,7 +64,7 @@ def test_resuming_after_an_interruption_is_bit_for_bit(tmp_path, low):
         train(replace(cut, on_log=interrupt), resume=False)
     assert store.load_checkpoint(cut.checkpoint)[1]["progress"]["step"] == 6
     assert not cut.generator.exists()
-    train(job(tmp_path / "cut", bfloat16=low), resume=True)
+    train(job(tmp_path / "cut", **settings), resume=True)
     assert_equal(weights(whole.generator), weights(cut.generator))
     assert_equal(weights(whole.checkpoint), weights(cut.checkpoint))
     rows = [[json.loads(line) for line in j.metrics.read_text().splitlines()] for j in (whole, cut)]
