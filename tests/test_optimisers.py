@@ -74,6 +74,16 @@ def test_bases_turn_towards_eigenvectors_and_second_moments_keep_to_theirs():
     torch.testing.assert_close(found[[1, 2, 3, 0]], start, rtol=0, atol=1e-6)
 
 
+def test_state_lies_in_memory_as_a_checkpoint_will_give_it_back():
+    """Products of a matrix and of its transposed copy round differently, and a resumed training would not be the same bit for bit."""
+    weight = nn.Parameter(drawn(4, 3))
+    optimiser = SOAP([weight], lr=0.1, every=2)
+    for k in range(5):
+        weight.grad = drawn(4, 3, seed=k)
+        optimiser.step()
+        assert all(value.is_contiguous() for value in optimiser.state[weight].values())
+
+
 def test_long_dimensions_are_left_as_they_are():
     assert rotated(torch.zeros(LARGEST + 1, 3)) == [1] and rotated(torch.zeros(7)) == []
 
