@@ -33,6 +33,8 @@ from bgwork.reweighting import evaluate
 from bgwork.samplers.diagnostics import Diagnosis, diagnose, to_json_dict
 
 HIGHEST = 12.0  # kT of a map that colours tell apart
+ROUND_OFF = 12  # decimals of bin edges; -pi + 15 pi / 15 is not quite zero
+PICTURES = (".png", ".pdf", ".svg")
 app = typer.Typer(add_completion=False)
 
 
@@ -144,7 +146,8 @@ def show(path: Path, result: Result, coordinates: Sequence[str]) -> None:
         terminal.show(f"{path}: basins", ("basin", "population", "in the reference", "F / kT"), rows)
     if result.profile:
         edges, value = result.profile.edges, result.profile.value - result.profile.value.min()
-        rows = [(f"{edges[k]:.4g} to {edges[k + 1]:.4g}", tables.with_error(value[k].item(), result.profile.stderr[k].item()))
+        ends = [f"{round(edge, ROUND_OFF) + 0.0:.4g}" for edge in edges.tolist()]
+        rows = [(f"{ends[k]} to {ends[k + 1]}", tables.with_error(value[k].item(), result.profile.stderr[k].item()))
                 for k in range(len(value))]
         terminal.show(f"{path}: profile along {coordinates[0]}, its minimum at zero", (coordinates[0], "F / kT"), rows)
     if result.surface:
@@ -201,6 +204,14 @@ def as_json(result: Result) -> dict[str, Any]:
             "diagnosis": to_json_dict(result.diagnosis)}
 
 
+def check_picture(path: Path | None, coordinates: list[str] | None) -> None:
+    """ValueError for a picture of nothing, or of a kind that cannot be drawn."""
+    if path and not coordinates:
+        raise ValueError("nothing to draw without a coordinate; name one with --coordinate")
+    if path and path.suffix not in PICTURES:
+        raise ValueError(f"cannot draw {path}; give a file that ends in {', '.join(PICTURES)}")
+
+
 @app.command()
 def main(
     samples: Annotated[Path, typer.Argument(help="Samples file (.npz), the folder of a run, or a trajectory (.dcd, .xtc, .pdb, .h5).")],
@@ -216,12 +227,11 @@ def main(
 ) -> None:
     """Free-energy differences and profiles with error bars, ESS, Pareto k and failed rows beside them."""
     try:
+        check_picture(png, coordinate)
         data = load(Source(path=samples, system=system, frame_time=frame_time))
         data = data if temperature is None else at_temperature(data, temperature)
         coordinates = coordinate or []
         result = analyse(data, basins=basins, coordinates=coordinates, bins=bins)
-        if png and not coordinates:
-            raise ValueError("nothing to draw without a coordinate; name one with --coordinate")
         if png:
             store.write_atomically(png, lambda temporary: picture(result, coordinates).savefig(temporary, dpi=150))
         if json:

@@ -79,7 +79,9 @@ def export_samples(weighted: WeightedSamples, system: System, stem: Path, *, kin
 
 
 def samples_file(stem: Path, kind: str) -> Path:
-    """Where `export_samples` puts configurations."""
+    """Where `export_samples` puts configurations; ExportError if the stem names no file."""
+    if not stem.name:
+        raise ExportError(f"{str(stem)!r} names no file to write; give a path without suffix, such as runs/samples")
     return stem.with_name(f"{stem.name}.{SUFFIXES.get(kind, kind)}")
 
 

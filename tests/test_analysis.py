@@ -128,6 +128,7 @@ def test_files_that_cannot_be_used(name, kind, message, weighted, tmp_path):
     ("free_energy", ("--coordinate", "colour"), "unknown observable 'colour'"),
     ("free_energy", ("--basins", "colour"), "unknown observable 'colour'"),
     ("free_energy", ("--basins", "radius_of_gyration"), "whole numbers"), ("free_energy", ("--png", "x.png"), "--coordinate"),
+    ("free_energy", ("--coordinate", "radius_of_gyration", "--png", "profile.xyz"), ".png, .pdf, .svg"),
     ("free_energy", ("--coordinate", "n_long_4", "--bins", "0"), "0 bins"),
     ("free_energy", ("--coordinate", "u", "--coordinate", "u", "--coordinate", "u"), "name one for a profile, two for a map"),
     ("free_energy", ("--coordinate", "n_long_4", "--json", "/proc/no/f.json"), "cannot write")])

@@ -43,6 +43,7 @@ def test_no_samples(toy, command, n):
     (("--steps", "1" + 20 * "0"), ("steps", "100000 at most")),
     (("--steps", "many"), ("--steps", "integer")),
     (("--accept", "nothing"), ("nothing",)),
+    (("--seed", "9" * 23), ("--seed", "4294967296")),
 ])
 def test_bad_sampling_options(toy, options, words):
     refused(call("sample", "toy", *QUICK, *options), *words)

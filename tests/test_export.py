@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import mdtraj
@@ -95,6 +96,12 @@ def test_resampled_frames_are_an_equilibrium_trajectory(system, weighted, tmp_pa
         assert json.loads(str(file["meta"]))["edits"] == ["resampled 500 of 60 rows"]
         assert len(np.unique(file["group"])) < 60
     assert mdtraj.load(str(files[0]), top=str(files[1])).n_frames == 500
+
+
+@pytest.mark.parametrize("stem", ["", ".", "/"])
+def test_a_stem_that_names_no_file_is_refused(stem, system, weighted):
+    with pytest.raises(ExportError, match="names no file"):
+        export_samples(weighted, system, Path(stem), kind="npz")
 
 
 def test_an_interruption_leaves_the_old_file(system, weighted, tmp_path, monkeypatch):
