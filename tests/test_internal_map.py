@@ -118,7 +118,7 @@ def test_it_moves_with_the_molecule(name, moving):
     turn = turn * torch.linalg.det(turn).sign()
     (first, one), (second, other) = moving(x), moving(x @ turn + shift)
     torch.testing.assert_close(second, first @ turn + shift, rtol=0, atol=1e-9)
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-8)  # sums of logarithms, whose round-off differs from processor to processor
     torch.testing.assert_close(first.mean(1), x.mean(1), rtol=0, atol=1e-14)
 
 
