@@ -84,6 +84,19 @@ def test_state_lies_in_memory_as_a_checkpoint_will_give_it_back():
         assert all(value.is_contiguous() for value in optimiser.state[weight].values())
 
 
+def test_moments_follow_the_gradients_and_bases_turn_every_so_many_steps():
+    """The first gradient sets up and is no step."""
+    weight, gradients = nn.Parameter(drawn(3, 2)), [drawn(3, 2, seed=k) for k in range(6)]
+    optimiser, expected, bases = SOAP([weight], lr=0.1, betas=(0.9, 0.8), every=2), torch.zeros(3, 3, dtype=torch.float64), []
+    for gradient in gradients:
+        weight.grad = gradient
+        optimiser.step()
+        expected = 0.8 * expected + 0.2 * gradient @ gradient.T
+        torch.testing.assert_close(optimiser.state[weight]["moment_0"], expected, rtol=0, atol=1e-12)
+        bases.append(optimiser.state[weight]["basis_0"].clone())
+    assert [torch.equal(a, b) for a, b in zip(bases, bases[1:], strict=False)] == [True, False, True, False, True]
+
+
 def test_long_dimensions_are_left_as_they_are():
     assert rotated(torch.zeros(LARGEST + 1, 3)) == [1] and rotated(torch.zeros(7)) == []
 

@@ -38,3 +38,5 @@ def test_weights_without_the_scale_compute_the_same_with_it():
     t = torch.rand(6)
     torch.testing.assert_close(fine["time"](t, 6), plain["time"](t, 6))
     assert on_logarithmic_scale(plain, fine.state_dict())["time.net.0.weight"].shape[1] == 18
+    other = {"time.net.0.weight": torch.zeros(8, 5)}
+    assert on_logarithmic_scale(fine, other)["time.net.0.weight"].shape[1] == 5  # for whoever asks why it does not fit
