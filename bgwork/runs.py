@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,9 +82,12 @@ class Run:
     generator: Path
     settings: SampleSettings
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Of the generator's file, the settings and the system's definition."""
+        """Of the generator's file, the settings and the system's definition as it was when first asked for.
+
+        What is drawn for hours and what is evaluated after it belong together, whatever has become of the file meanwhile.
+        """
         known = {"generator": self.trained.origin.config_hash, "system": file_fingerprint(self.system.path / "system.toml")}
         if self.settings.weights == "directional":  # whose pilot run asks for the energy
             known |= {path.name: file_fingerprint(path) for path in sorted(self.system.path.iterdir()) if path.suffix in (".pdb", ".xml")}

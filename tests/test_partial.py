@@ -125,3 +125,12 @@ def test_batches_of_other_settings_are_not_replaced_without_a_word(tmp_path):
     left, notes = PartialSamples(folder=tmp_path, fingerprint="another"), []
     draw(run, progress=lambda *_: None, note=notes.append)
     assert left.others >= 3 * BATCH and len(notes) == 1 and f"{left.path}: its {left.others} samples" in notes[0]
+
+
+def test_a_run_stays_what_it_was_while_the_system_s_file_is_edited(toy):
+    """Its density at the reference samples, evaluated after the drawing, belongs to what was drawn."""
+    run = find_run("toy", SampleSettings(n=20), folder=toy.root / "run")
+    before, path = run.fingerprint, toy.system / "system.toml"
+    path.write_text(path.read_text() + "# a remark\n")
+    assert run.fingerprint == before
+    assert find_run("toy", SampleSettings(n=20), folder=toy.root / "run").fingerprint != before
