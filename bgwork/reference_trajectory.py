@@ -7,6 +7,7 @@ force field and too long a time step all change it.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -69,10 +70,10 @@ def from_trajectory(system: System, path: Path, *, frame_time: float, temperatur
 def _check_settings(system: System, frame_time: float, temperature: float) -> None:
     if system.topology is None:
         raise TrajectoryError(f"{system.name} is not a molecule; trajectories are taken over for molecules only")
-    if not frame_time > 0:
+    if not 0 < frame_time < math.inf:
         raise TrajectoryError(f"the time between frames must be positive, got {frame_time} ps")
     ours = system.target.kT / units.GAS_CONSTANT
-    if abs(temperature - ours) > KELVIN:
+    if not abs(temperature - ours) <= KELVIN:  # NaN compares as false
         raise TrajectoryError(f"the trajectory was run at {temperature:g} K, {system.name} is at {ours:g} K; "
                               "set energy.temperature in a system of your own, or run at the system's")
 

@@ -16,10 +16,11 @@ from bgwork.fields.multihop import MultiHop
 from bgwork.generators import load_generator
 from bgwork.protocols import Sampler
 from bgwork.recipes import RecipeError, Request, initial_network, list_recipes, load_recipe, parse_recipe, save_recipe
-from bgwork.recipes.base import Trained
+from bgwork.recipes.base import Trained, ess_of
 from bgwork.records import Origin
 from bgwork.runs import RunError, SampleSettings, find_run
 from bgwork.system import list_systems, load_system, reference_samples
+from bgwork.targets.own_function import FunctionTarget
 
 
 def recipe(**tables):
@@ -203,6 +204,14 @@ def test_times_on_a_logarithmic_scale_start_as_the_generator_without(tmp_path):
     t = torch.tensor([0.1, 0.98])
     torch.testing.assert_close(network(t, data[:2]), load_generator("ala2-vacuum", recipe="fm-more").field(t, data[:2]), rtol=0, atol=1e-5)
     assert network.time.net[0].in_features == 18
+
+
+def test_a_progress_figure_without_a_single_weight_is_zero(toy):
+    """A training goes on where none of its few samples has a finite energy, as is common early on with molecules."""
+    system, recipe = load_system(toy.system), load_recipe(load_system(toy.system))
+    nowhere = FunctionTarget(lambda x: torch.full((len(x),), torch.inf, dtype=torch.float64), space=system.space, name="nowhere")
+    found = ess_of(recipe, replace(system, differentiable_target=nowhere), n=5)(load_generator(toy.generator).field)
+    assert found["ess"] == 0 and found["ess_samples"] == 5
 
 
 def test_a_start_from_another_molecule_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import mdtraj
 import numpy as np
@@ -116,7 +117,9 @@ def test_correlation_time_of_a_known_process(system, x):
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"temperature": 310.0, "frame_time": 0.2}, "run at 310 K, ala2-vacuum is at 300 K"),
+    ({"temperature": math.nan, "frame_time": 0.2}, "run at nan K, ala2-vacuum is at 300 K"),
     ({"temperature": 300.0, "frame_time": 0.0}, "must be positive, got 0.0 ps"),
+    ({"temperature": 300.0, "frame_time": math.inf}, "must be positive, got inf ps"),
 ])
 def test_settings_that_do_not_match(system, written, x, settings, message):
     with pytest.raises(TrajectoryError, match=message):

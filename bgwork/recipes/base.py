@@ -260,6 +260,8 @@ def ess_of(recipe: Recipe, system: System, *, n: int) -> Callable[[nn.Module], d
         proposal = sampler.sample(n, generator=torch.Generator().manual_seed(n))
         weighted = weigh(proposal, system.differentiable_target, accept=(proposal.density,))
         quantiles = torch.nanquantile(weighted.u, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), interpolation="lower")
-        return {"ess": ess(weighted.magnitudes).value, "ess_samples": n, **dict(zip(RAW_QUANTILES, quantiles.tolist(), strict=True))}
+        weighs = bool(torch.isfinite(weighted.log_w).any())  # at a training's beginning no sample need have a finite energy
+        progress = {"ess": ess(weighted.magnitudes).value if weighs else 0.0, "ess_samples": n}
+        return progress | dict(zip(RAW_QUANTILES, quantiles.tolist(), strict=True))
 
     return evaluate
