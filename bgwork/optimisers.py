@@ -63,7 +63,7 @@ class SOAP(torch.optim.Optimizer):
             state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
             for k in rotated(p):
                 state[f"moment_{k}"] = (1 - beta) * moment(p.grad, k)
-                state[f"basis_{k}"] = in_rows(torch.linalg.eigh(state[f"moment_{k}"])[1].flip(1))
+                state[f"basis_{k}"] = torch.linalg.eigh(state[f"moment_{k}"])[1].flip(1).contiguous()
             return
         state["step"] += 1
         self._descend(p, group)
@@ -107,12 +107,7 @@ def turn_basis(state: dict[str, Tensor], k: int) -> None:
     basis, carried = state[f"basis_{k}"], state[f"moment_{k}"] @ state[f"basis_{k}"]
     order = (basis * carried).sum(0).argsort(descending=True)
     state["exp_avg_sq"].copy_(state["exp_avg_sq"].index_select(k, order))
-    state[f"basis_{k}"] = in_rows(torch.linalg.qr(carried[:, order])[0])
-
-
-def in_rows(x: Tensor) -> Tensor:
-    """x as it lies in memory once it has been in a checkpoint, so that products round alike before and after."""
-    return x.contiguous()
+    state[f"basis_{k}"] = torch.linalg.qr(carried[:, order])[0].contiguous()  # as a checkpoint gives it back
 
 
 def moments_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ def silu_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
 class TimeFeatures(nn.Module):
     """t -> MLP(harmonics of t), or MLP(harmonics of t and of the time left on a logarithmic scale), [B, width].
 
-    Near the data a velocity changes by as much from 1 - t = .02 to .01 as from .2 to .1, while harmonics of t hardly tell .98 from .99.
+    Near the data velocities change with log(1 - t), while harmonics of t hardly tell .98 from .99.
 
     Args:
         width: of the result.
@@ -63,12 +63,9 @@ class TimeFeatures(nn.Module):
         self.net = nn.Sequential(nn.Linear((18 if nearest else 9) * times, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, t: Tensor, batch: int) -> Tensor:
-        dtype = self.net[0].weight.dtype
-        if not self.nearest:
-            return self.net(fourier(t, batch, self.times, dtype))
-        t = (t[..., None] if self.times == 1 else t).expand(batch, self.times)[..., None]
-        left = logarithmic(t, self.nearest)
-        return self.net(torch.cat([harmonics(t.to(dtype)), harmonics(left.to(dtype))], -1).flatten(1))
+        t, dtype = every_time(t, batch, self.times), self.net[0].weight.dtype
+        scales = [t, logarithmic(t, self.nearest)] if self.nearest else [t]
+        return self.net(torch.cat([harmonics(scale.to(dtype)) for scale in scales], -1).flatten(1))
 
 
 def on_logarithmic_scale(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,8 +99,12 @@ def fourier(t: Tensor, batch: int, times: int, dtype: torch.dtype) -> Tensor:
     Args:
         t: scalar or [batch]; with several times, [times] or [batch, times].
     """
-    t = (t[..., None] if times == 1 else t).to(dtype).expand(batch, times)[..., None]
-    return harmonics(t).flatten(1)
+    return harmonics(every_time(t, batch, times).to(dtype)).flatten(1)
+
+
+def every_time(t: Tensor, batch: int, times: int) -> Tensor:
+    """[batch, times, 1], from what `fourier` takes."""
+    return (t[..., None] if times == 1 else t).expand(batch, times)[..., None]
 
 
 class RadialFeatures(nn.Module):
