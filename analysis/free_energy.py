@@ -22,18 +22,20 @@ import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bgwork import store, tables, terminal
-from bgwork.analysis import Data, Source, at_temperature, delta_f_of, function_of, known_of, load, log_z_by_mbar, torsion_names
+from bgwork import figures, store, tables, terminal
+from bgwork.analysis import Data, Source, at_temperature, delta_f_of, function_of, judged, known_of, load, log_z_by_mbar, torsion_names
 from bgwork.conformation import DeltaF
 from bgwork.free_energy import free_energy_difference
-from bgwork.profiles import Profile, Surface, free_energy_profile, free_energy_surface
+from bgwork.profiles import Profile, Surface
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.retarget import Retargeted
 from bgwork.reweighting import evaluate
+from bgwork.routes import Routes, profile_routes, surface_routes
 from bgwork.samplers.diagnostics import Diagnosis, diagnose, to_json_dict
 
 HIGHEST = 12.0  # kT of a map that colours tell apart
 ROUND_OFF = 12  # decimals of bin edges; -pi + 15 pi / 15 is not quite zero
+COLOURS = {"weights": figures.WEIGHTED, "pooled": figures.POOLED, "reference": figures.REFERENCE}
 PICTURES = (".png", ".pdf", ".svg")
 app = typer.Typer(add_completion=False)
 
@@ -45,7 +47,7 @@ class Result:
     Attributes:
         differences: F of each basin, relative to the most populated one.
         delta_f: Delta F(phi) of each residue of a peptide.
-        profile: along one coordinate, if one was named.
+        profile: along one coordinate by every route, if one was named.
         surface: over two, if two were.
         retargeted: what another temperature did to the weights, if one was asked for.
         log_z_mbar: log Z at that temperature with the help of the reference samples, where log q is known at them.
@@ -55,8 +57,8 @@ class Result:
     diagnosis: Diagnosis
     differences: dict[str, Estimate]
     delta_f: dict[str, DeltaF]
-    profile: Profile | None
-    surface: Surface | None
+    profile: Routes[Profile] | None
+    surface: Routes[Surface] | None
     retargeted: Retargeted | None
     log_z_mbar: Estimate | None
     notes: tuple[str, ...]
@@ -86,16 +88,10 @@ def edges_of(data: Data, name: str, bins: int) -> Tensor:
     return torch.linspace(values.min().item(), values.max().item(), bins + 1, dtype=torch.float64)
 
 
-def profile_along(data: Data, name: str, bins: int) -> Profile:
-    """Profile over all samples that carry weight."""
-    return free_energy_profile(data.weighted, function_of(data.system, name), edges_of(data, name, bins))
-
-
-def surface_over(data: Data, names: tuple[str, str], bins: int) -> Surface:
-    """Surface over all samples that carry weight."""
+def surface_over(data: Data, names: tuple[str, str], bins: int) -> Routes[Surface]:
+    """Surfaces over all samples that carry weight."""
     first, second = names
-    functions = function_of(data.system, first), function_of(data.system, second)
-    return free_energy_surface(data.weighted, functions, (edges_of(data, first, bins), edges_of(data, second, bins)))
+    return surface_routes(data, names, (edges_of(data, first, bins), edges_of(data, second, bins)))
 
 
 def analyse(data: Data, *, basins: str | None, coordinates: Sequence[str], bins: int) -> Result:
@@ -104,9 +100,9 @@ def analyse(data: Data, *, basins: str | None, coordinates: Sequence[str], bins:
         raise ValueError(f"{len(coordinates)} coordinates ({', '.join(coordinates)}) given; name one for a profile, two for a map")
     basins = basins or data.system.basins
     basin_of = function_of(data.system, basins) if basins else None
-    profile = profile_along(data, *coordinates, bins) if len(coordinates) == 1 else None
+    profile = profile_routes(data, *coordinates, edges_of(data, *coordinates, bins)) if len(coordinates) == 1 else None
     surface = surface_over(data, tuple(coordinates), bins) if len(coordinates) == 2 else None
-    diagnosis = diagnose(data.weighted, reference=known_of(data), basin_of=basin_of)
+    diagnosis = judged(data, diagnose(data.weighted, reference=known_of(data), basin_of=basin_of))
     between = differences(data.weighted, basin_of, diagnosis.basins) if basin_of else {}
     try:
         log_z_mbar, notes = log_z_by_mbar(data), ()
@@ -135,6 +131,38 @@ def show_delta_f(path: Path, result: Result) -> None:
         terminal.note(note)
 
 
+def show_profile(path: Path, found: Routes[Profile], coordinate: str) -> None:
+    """One row a bin, one column a route."""
+    edges = found.by_route["weights"].edges
+    ends = [f"{round(edge, ROUND_OFF) + 0.0:.4g}" for edge in edges.tolist()]
+    columns = [[tables.with_error(value, stderr) for value, stderr in zip(from_minimum(profile.value).tolist(), profile.stderr.tolist(),
+                                                                        strict=True)] for profile in found.by_route.values()]
+    rows = [(f"{ends[k]} to {ends[k + 1]}", *values) for k, values in enumerate(zip(*columns, strict=True))]
+    terminal.show(f"{path}: profile along {coordinate} in kT, each minimum at zero", (coordinate, *found.by_route), rows)
+    show_missing(found)
+
+
+def show_surface(found: Routes[Surface], coordinates: Sequence[str]) -> None:
+    """One line a route."""
+    for route, surface in found.by_route.items():
+        seen = torch.isfinite(surface.value)
+        terminal.say(f"F({', '.join(coordinates)}) from {route}: {int(seen.sum())} of {seen.numel()} bins hold weight, "
+                     f"median standard error {surface.stderr[seen].median():.2g} kT")
+    terminal.say("values and errors are in --json, pictures of both in --png")
+    show_missing(found)
+
+
+def show_missing(found: Routes[Any]) -> None:
+    """Why a route is not there."""
+    for route, reason in found.missing.items():
+        terminal.note(f"nothing from {route}: {reason}")
+
+
+def from_minimum(value: Tensor) -> Tensor:
+    """A free energy, its minimum at zero."""
+    return value - value.min()
+
+
 def show(path: Path, result: Result, coordinates: Sequence[str]) -> None:
     """Tables and the verdict."""
     if result.diagnosis.basins:
@@ -145,41 +173,38 @@ def show(path: Path, result: Result, coordinates: Sequence[str]) -> None:
                          tables.estimate(result.differences.get(label))))
         terminal.show(f"{path}: basins", ("basin", "population", "in the reference", "F / kT"), rows)
     if result.profile:
-        edges, value = result.profile.edges, result.profile.value - result.profile.value.min()
-        ends = [f"{round(edge, ROUND_OFF) + 0.0:.4g}" for edge in edges.tolist()]
-        rows = [(f"{ends[k]} to {ends[k + 1]}", tables.with_error(value[k].item(), result.profile.stderr[k].item()))
-                for k in range(len(value))]
-        terminal.show(f"{path}: profile along {coordinates[0]}, its minimum at zero", (coordinates[0], "F / kT"), rows)
+        show_profile(path, result.profile, coordinates[0])
     if result.surface:
-        seen = torch.isfinite(result.surface.value)
-        terminal.say(f"F({', '.join(coordinates)}): {int(seen.sum())} of {seen.numel()} bins hold weight, median standard error "
-                     f"{result.surface.stderr[seen].median():.2g} kT; values and errors are in --json, pictures of both in --png")
+        show_surface(result.surface, coordinates)
     show_delta_f(path, result)
     terminal.show("weights", ("figure", "value", "meaning"), tables.weight_rows(to_json_dict(result.diagnosis)))
     terminal.say(result.diagnosis.verdict)
 
 
-def draw(profile: Profile, coordinate: str) -> Figure:
-    """The profile with bands of one and two standard errors."""
+def draw(found: Routes[Profile], coordinate: str) -> Figure:
+    """The profiles with bands of one and two standard errors; a bar where a bin has no neighbour for a band to go to."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    centre, value, stderr = (profile.edges[1:] + profile.edges[:-1]) / 2, profile.value - profile.value.min(), profile.stderr
-    for width in (2, 1):
-        axes.fill_between(centre, value - width * stderr, value + width * stderr, color="#0b6cb8", alpha=0.2, lw=0)
-    axes.plot(centre, value, ".-", color="#0b6cb8")
-    axes.set(xlabel=coordinate, ylabel="F / kT", title="Free energy with one and two standard errors")
+    for route, profile in found.by_route.items():
+        figures.profile_curve(axes, ((profile.edges[1:] + profile.edges[:-1]) / 2).numpy(), profile, colour=COLOURS[route], label=route)
+    above = figures.profile_limits(axes, found.by_route.values())
+    axes.set(xlabel=coordinate, ylabel="F / kT")
+    axes.set_title(f"Free energy with one and two standard errors{above}", fontsize=9)
+    axes.legend(fontsize=9)
     return figure
 
 
-def draw_map(surface: Surface, coordinates: Sequence[str]) -> Figure:
-    """The surface, its minimum at zero, and its standard error beside it; bins without weight stay white."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    value = torch.where(torch.isfinite(surface.value), surface.value - surface.value.min(), math.nan)
-    panels = (value, HIGHEST, "F / kT"), (surface.stderr, 1.0, "standard error / kT")
-    for axes, (shown, most, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        mesh = axes.pcolormesh(*(edges.numpy() for edges in surface.edges), shown.T.numpy(), cmap="viridis", vmin=0, vmax=most)
-        figure.colorbar(mesh, ax=axes, extend="max")
-        axes.set(xlabel=coordinates[0], ylabel=coordinates[1], title=title)
+def draw_map(found: Routes[Surface], coordinates: Sequence[str]) -> Figure:
+    """A row a route: the surface, its minimum at zero, and its standard error beside it; bins without weight stay white."""
+    figure = Figure(figsize=(10, 4 * len(found.by_route)), layout="constrained")
+    grid = figure.subplots(len(found.by_route), 2, squeeze=False)
+    for row, (route, surface) in zip(grid, found.by_route.items(), strict=True):
+        value = torch.where(torch.isfinite(surface.value), from_minimum(surface.value), math.nan)
+        panels = (value, HIGHEST, "F / kT"), (surface.stderr, 1.0, "standard error / kT")
+        for axes, (shown, most, title) in zip(row, panels, strict=True):
+            mesh = axes.pcolormesh(*(edges.numpy() for edges in surface.edges), shown.T.numpy(), cmap="viridis", vmin=0, vmax=most)
+            figure.colorbar(mesh, ax=axes, extend="max")
+            axes.set(xlabel=coordinates[0], ylabel=coordinates[1], title=f"{route}: {title}")
     return figure
 
 
@@ -193,12 +218,24 @@ def plain(values: Tensor) -> list[list[float | None]]:
     return [[value if math.isfinite(value) else None for value in row] for row in values.tolist()]
 
 
+def profile_json(profile: Profile) -> dict[str, Any]:
+    """Plain types; null where there is no weight."""
+    value, stderr = plain(torch.stack([profile.value, profile.stderr]))
+    return {"edges": profile.edges.tolist(), "value": value, "stderr": stderr, "outside": profile.outside}
+
+
+def surface_json(surface: Surface) -> dict[str, Any]:
+    """Plain types; null where there is no weight."""
+    return {"edges": [edges.tolist() for edges in surface.edges], "outside": surface.outside,
+            "value": plain(surface.value), "stderr": plain(surface.stderr)}
+
+
 def as_json(result: Result) -> dict[str, Any]:
     """Plain types."""
-    profile = result.profile and {"edges": result.profile.edges.tolist(), "value": result.profile.value.tolist(),
-                                  "stderr": result.profile.stderr.tolist(), "outside": result.profile.outside}
-    surface = result.surface and {"edges": [edges.tolist() for edges in result.surface.edges], "outside": result.surface.outside,
-                                  "value": plain(result.surface.value), "stderr": plain(result.surface.stderr)}
+    profile = result.profile and {"by_route": {route: profile_json(found) for route, found in result.profile.by_route.items()},
+                                  "missing": result.profile.missing}
+    surface = result.surface and {"by_route": {route: surface_json(found) for route, found in result.surface.by_route.items()},
+                                  "missing": result.surface.missing}
     return {"differences": result.differences, "delta_f": result.delta_f, "profile": profile, "surface": surface,
             "log_z_mbar": result.log_z_mbar,
             "diagnosis": to_json_dict(result.diagnosis)}
@@ -239,8 +276,6 @@ def main(
     except ValueError as error:
         terminal.error(str(error))
         raise typer.Exit(2) from None
-    for problem in data.problems:
-        terminal.note(f"{samples} may be no equilibrium data: {problem}")
     show(samples, result, coordinates)
 
 

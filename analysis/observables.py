@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bgwork import store, tables, terminal
-from bgwork.analysis import Data, Source, known_of, load
+from bgwork.analysis import Data, Source, judged, known_of, load
 from bgwork.figures_molecular import intactness_text
 from bgwork.report import observables_of
 from bgwork.samplers.diagnostics import Diagnosis, diagnose, to_json_dict
@@ -24,7 +24,8 @@ app = typer.Typer(add_completion=False)
 def diagnosis_of(data: Data, names: list[str] | None) -> Diagnosis:
     """Averages and what says whether to believe them."""
     system = data.system
-    return diagnose(data.weighted, reference=known_of(data), observables=observables_of(system, names))
+    basin_of = system.functions[system.basins] if system.basins else None
+    return judged(data, diagnose(data.weighted, reference=known_of(data), observables=observables_of(system, names), basin_of=basin_of))
 
 
 def shape_of(data: Data) -> str:
@@ -66,8 +67,6 @@ def main(
         terminal.error(str(error))
         raise typer.Exit(2) from None
     for path, diagnosis in diagnoses.items():
-        for problem in loaded[path].problems:
-            terminal.note(f"{path} may be no equilibrium data: {problem}")
         show(path, diagnosis, observable, shape_of(loaded[path]))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from bgwork import analysis, figures_molecular, tables
+from bgwork import analysis, figures_molecular, routes, tables
 from bgwork.conformation import BASINS, basin
 from bgwork.export import pdb_text
 from bgwork.pareto import pareto_k
@@ -70,13 +70,18 @@ for residue in residues:
 
 # %% [markdown]
 # ## Free energy along phi
-# Bands are one and two standard errors, over blocks where rows are correlated. The shaded basin is that of
-# Delta F = -ln P(0 < phi <= 2 rad) + ln P(elsewhere): *weights* of these samples alone, *reference* data alone, and both together by MBAR,
-# where the run stored the generator's density at the reference samples: *pooled* trusts the populations of the reference, *local* does not.
+# Bands are one and two standard errors, over blocks where rows are correlated. *Pooled* is MBAR of samples and reference together, where
+# the run stored the generator's density at the reference samples. The shaded basin is that of
+# Delta F = -ln P(0 < phi <= 2 rad) + ln P(elsewhere): *weights* of these samples alone, *reference* data alone, and both together by MBAR:
+# *pooled* trusts the populations of the reference, *local* does not.
 
 # %%
 for residue in residues:
-    show(figures_molecular.torsion_profile(figures_molecular.profiles(sets, residue), name=residue.name), f"phi{residue.name}")
+    curves = figures_molecular.profiles(sets, residue)
+    torsion = f"phi_{residue.name}" if residue.name else "phi"
+    found = routes.profile_routes(data, torsion, figures_molecular.circle(figures_molecular.PROFILE_BINS))
+    curves |= {label: curve for label, curve in found.by_route.items() if label == "pooled"}
+    show(figures_molecular.torsion_profile(curves, name=residue.name), f"phi{residue.name}")
 for name, found in analysis.delta_f_of(data).items():
     for route, value in found.by_route.items():
         print(f"Delta F({name}) from {route}: {tables.estimate(value)} kT")

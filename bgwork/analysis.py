@@ -19,7 +19,7 @@ from bgwork.reference_trajectory import from_trajectory
 from bgwork.report import HeldOut, independent_reference, weighed_reference
 from bgwork.retarget import Retargeted, retarget_temperature
 from bgwork.reweighting import weigh
-from bgwork.samplers.diagnosis import ReferenceSet
+from bgwork.samplers.diagnosis import Diagnosis, ReferenceSet
 from bgwork.system import System, load_system
 from bgwork.trajectories import READERS
 
@@ -135,12 +135,20 @@ def log_z_by_mbar(data: Data) -> Estimate | None:
     if data.sampled is None or data.held_out is None:
         return None
     weighted, held_out = data.sampled.weighted, data.sampled.held_out
-    return log_z_elsewhere(weighted, data.log_q, held_out.u, _u_elsewhere(data), group=held_out.proposal.group)
+    return log_z_elsewhere(weighted, data.log_q, held_out.u, elsewhere_of(data), group=held_out.proposal.group)
+
+
+def judged(data: Data, diagnosis: Diagnosis) -> Diagnosis:
+    """A diagnosis that knows of what is wrong with a trajectory as equilibrium data."""
+    if not data.problems:
+        return diagnosis
+    problems = (*data.problems, *diagnosis.problems)
+    return replace(diagnosis, problems=problems, verdict="do not trust: " + "; ".join(problems))
 
 
 def delta_f_of(data: Data) -> dict[str, DeltaF]:
     """Delta F(phi) of every residue of a peptide, by "phi" or "phi 2", ...; empty for anything else."""
-    known = {"reference": data.reference, "held_out": data.held_out, "log_q": data.log_q}
+    known = {"reference": known_of(data).samples, "held_out": data.held_out, "log_q": data.log_q}
     found = {r: delta_f(data.weighted, r, **known) for r in residues_of(data.system)}
     return {f"phi {r.name}".strip(): value if data.sampled is None else _with_pool(value, r, data) for r, value in found.items()}
 
@@ -153,13 +161,13 @@ def _with_pool(found: DeltaF, residue: Residue, data: Data) -> DeltaF:
     missing["local"] = "no reference samples were drawn at this temperature"
     basins = partial(has_other_phi, phi=residue.phi), partial(has_positive_phi, phi=residue.phi)
     try:
-        pooled = pooled_difference(data.sampled.weighted, data.sampled.held_out, data.log_q, *basins, u_elsewhere=_u_elsewhere(data))
+        pooled = pooled_difference(data.sampled.weighted, data.sampled.held_out, data.log_q, *basins, u_elsewhere=elsewhere_of(data))
     except ValueError as error:
         return replace(found, missing=missing | {"pooled": str(error)})
     return replace(found, by_route={**found.by_route, "pooled": pooled}, missing=missing)
 
 
-def _u_elsewhere(data: Data) -> Tensor:
+def elsewhere_of(data: Data) -> Tensor:
     """The new reduced energy at the samples and then at those reference samples at which log q is known, [N + M]."""
     return torch.cat([data.weighted.u, data.held_out.u])
 

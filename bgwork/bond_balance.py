@@ -67,9 +67,14 @@ def bond_balance(topology: Topology, x: Tensor, gradient: Tensor) -> BondBalance
     still, moved = torch.cat([i, j]), torch.cat([j, i])
     bond = x[:, moved] - x[:, still]
     excess = ((bond * gradient[:, moved]).sum(2) - 2) / bond.norm(dim=2)
-    z = excess.mean(0) / (excess.var(0) * inefficiencies(excess) / len(x)).sqrt()
+    z = standard_scores(excess)
     worst = z.abs().argmax()
     return BondBalance(z=z, worst=(topology.labels[still[worst]], topology.labels[moved[worst]]))
+
+
+def standard_scores(values: Tensor) -> Tensor:
+    """Mean of each column of [N, k] over its standard error, where rows are in order of time, [k]."""
+    return values.mean(0) / (values.var(0) * inefficiencies(values) / len(values)).sqrt()
 
 
 def inefficiencies(values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -17,11 +17,13 @@ from torch import Tensor
 from bgwork.error_bars import weighted_stderr
 from bgwork.observables import pair_distances
 from bgwork.pareto import fit_tail, unseen_weight
+from bgwork.profiles import Profile
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import ess, log_z, normalised_weights
 from bgwork.samplers.diagnosis import Comparison
 
-REFERENCE, WEIGHTED, RAW, WARNING = "#222222", "#0b6cb8", "#e08214", "#b2182b"
+HIGHEST = 20.0  # kT that a profile shows
+REFERENCE, WEIGHTED, POOLED, RAW, WARNING = "#222222", "#0b6cb8", "#2a8a4a", "#e08214", "#b2182b"
 STYLE = {
     "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e8e8e8", "legend.frameon": False, "figure.constrained_layout.use": True,
@@ -141,6 +143,33 @@ def drawable(stderr: Sequence[float] | np.ndarray) -> np.ndarray:
     """Standard errors for matplotlib, NaN where there is no finite one: it then draws no bar or band, and its axes stay finite."""
     values = np.asarray(stderr, dtype=float)
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def profile_curve(axes: Axes, centre: np.ndarray, profile: Profile, *, colour: str, label: str) -> None:
+    """F in kT from its minimum, with bands of one and two standard errors; a bin whose neighbours are empty has bars instead.
+
+    Args:
+        axes, profile, colour, label: of the curve, K bins.
+        centre: [K] where they are, in the unit of the axis.
+    """
+    value = torch.where(profile.value < math.inf, profile.value - profile.value.min(), math.nan).numpy()
+    stderr, seen = drawable(profile.stderr), np.isfinite(value)
+    for width in (2, 1):
+        axes.fill_between(centre, value - width * stderr, value + width * stderr, color=colour, alpha=0.18, lw=0)
+    beside = np.pad(seen, 1)
+    lone = seen & ~beside[:-2] & ~beside[2:] & np.isfinite(stderr)
+    for width, line in ((2, 0.8), (1, 2.4)) if lone.any() else ():
+        axes.errorbar(centre[lone], value[lone], width * stderr[lone], fmt="none", ecolor=colour, alpha=0.5, elinewidth=line)
+    endless = bool(torch.isinf(profile.stderr).any())  # NaN only says that a bin is empty
+    axes.plot(centre, value, ".-", ms=4, lw=1.2, color=colour, label=label + endless * " (no band: infinite)")
+
+
+def profile_limits(axes: Axes, profiles: Iterable[Profile]) -> str:
+    """Set the limits of F and say what lies above; errors of bins that hold next to nothing would flatten the rest."""
+    heights = torch.cat([(p.value - p.value.min())[p.value < math.inf] for p in profiles])
+    axes.set_ylim(-0.5, min(1.1 * heights.max().item(), HIGHEST) + 0.5)
+    above = int((heights > HIGHEST).sum())
+    return f"; {above} points above {HIGHEST:g} kT not shown" if above else ""
 
 
 def bars(stderr: np.ndarray) -> str:

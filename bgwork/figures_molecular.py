@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bgwork.conformation import POSITIVE_PHI, Residue, intactness, residues
-from bgwork.figures import BINS, RAW, REFERENCE, STYLE, WEIGHTED, drawable, histogram
+from bgwork.figures import BINS, POOLED, RAW, REFERENCE, STYLE, WEIGHTED, histogram, profile_curve, profile_limits
 from bgwork.geometry import distances
 from bgwork.observables import dihedral
 from bgwork.profiles import Profile, Surface, free_energy_profile, free_energy_surface
@@ -26,9 +26,8 @@ from bgwork.topology import Topology
 MAP_BINS = 36  # of 10 degrees
 PROFILE_BINS = 36
 CEILING = 10.0  # kT, the top of the colour scale; nothing is known of bins without samples, which stay blank
-COLOURS = {"reweighted": WEIGHTED, "generated, raw": RAW, "reference": REFERENCE}
+COLOURS = {"reweighted": WEIGHTED, "generated, raw": RAW, "reference": REFERENCE, "pooled": POOLED}
 TICKS = (-180, -90, 0, 90, 180)
-HIGHEST = 20.0  # kT that a profile shows: above it a bin holds samples that weigh nothing
 
 
 def circle(bins: int) -> Tensor:
@@ -75,32 +74,17 @@ def ramachandran_maps(maps: Mapping[str, Surface], *, name: str = "") -> Figure:
     return figure
 
 
-def points_above(profile: Profile, height: float) -> int:
-    """Number of bins whose free energy, from the minimum, is finite and above a height in kT."""
-    value = profile.value - profile.value.min()
-    return int(((value > height) & (value < math.inf)).sum())
-
-
 def torsion_profile(curves: Mapping[str, Profile], *, name: str = "") -> Figure:
     """F(phi) with bands of one and two standard errors, each curve's minimum at zero; the basin of Delta F(phi) is shaded."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.0))
         axes = figure.subplots()
         axes.axvspan(*(math.degrees(edge) for edge in POSITIVE_PHI), color="#f4f4f4", lw=0, zorder=0)
-        top = 0.0
         for label, profile in curves.items():
             centre = torch.rad2deg((profile.edges[1:] + profile.edges[:-1]) / 2).numpy()
-            value = torch.where(profile.value < math.inf, profile.value - profile.value.min(), math.nan).numpy()
-            stderr, colour = drawable(profile.stderr), COLOURS[label]
-            for width in (2, 1):
-                axes.fill_between(centre, value - width * stderr, value + width * stderr, color=colour, alpha=0.18, lw=0)
-            endless = bool(torch.isinf(profile.stderr).any())  # NaN only says that a bin is empty
-            axes.plot(centre, value, ".-", ms=4, lw=1.2, color=colour, label=label + endless * " (no band: infinite)")
-            top = max(top, np.nanmax(value))
-        above = sum(points_above(profile, HIGHEST) for profile in curves.values())
+            profile_curve(axes, centre, profile, colour=COLOURS[label], label=label)
         axes.set(xlabel=r"$\phi$  [degrees]", ylabel="F / kT", xticks=TICKS, xlim=(-180, 180))
-        axes.set_ylim(-0.5, min(1.1 * top, HIGHEST) + 0.5)
-        left_out = f"; {above} points above {HIGHEST:g} kT not shown" if above else ""
+        left_out = profile_limits(axes, curves.values())
         axes.set_title(name or "Free energy along phi", fontsize=10)
         axes.set_title(f"bands: one and two standard errors{left_out}", fontsize=8, loc="right", color="#777777")
         figure.legend(loc="outside lower center", ncols=3, fontsize=9)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +19,40 @@ from bgwork.reweighting import effective_number, evaluate, normalised_weights, r
 EQUAL = 1e-6  # range of log-weights that is rounding and no weighting
 
 Indicator = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A generator's samples and the target's together, with the weights that MBAR gives them (Shirts & Chodera 2008, eq. 9).
+
+        c_n = exp(-u_n) / (N q(x_n) + M exp(f - u_n)),  f the target's free energy by BAR
+
+    Attributes:
+        weight: [N + M] c_n over their sum, the generator's samples first.
+        weighs: [N + M] whether a sample has a finite energy.
+        solution: of MBAR's equations.
+        group: [N + M] labels of correlated rows, or None.
+    """
+
+    weight: Tensor
+    weighs: Tensor
+    solution: Solution
+    group: Tensor | None
+
+    @property
+    def unseen(self) -> float:
+        """What one sample more may weigh: no c_n at the target's own energy is above 1 / M."""
+        return max(1 / self.solution.counts[1], self.weight.max().item())
+
+    @cached_property
+    def slope(self) -> Tensor:
+        """First-order effect of every sample on f, [N + M]."""
+        return self.solution.influence()[:, 0]
+
+    def stderr(self, change: Tensor) -> float:
+        """Standard error of a function of averages that changes by the sum of `change` [N + M] when the samples' weights do."""
+        through_f = (change * self.solution.share[1]).sum() * self.slope
+        return self.solution.stderr(self.solution.centred(change - through_f), self.group)
 
 
 def log_z_bar(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_reference: Tensor, *, group: Tensor | None = None) -> Estimate:
@@ -80,10 +116,8 @@ def log_z_elsewhere(weighted: WeightedSamples, log_q_at_reference: Tensor, u_at_
     u, counts, labels = _pooled(weighted, log_q_at_reference, u_at_reference, group)
     solution = solve(u, counts)
     log_c = _log_terms(solution, u, _elsewhere(weighted, u_elsewhere, len(u[1])))
-    share = torch.softmax(log_c, 0)
-    influence = solution.centred(share - (share * solution.share[1]).sum() * solution.influence()[:, 0])
-    return Estimate(value=torch.logsumexp(log_c, 0).item(), stderr=solution.stderr(influence, labels),
-                    n_eff=1 / share.square().sum().item())
+    pool = Pool(weight=torch.softmax(log_c, 0), weighs=u[1] < math.inf, solution=solution, group=labels)
+    return Estimate(value=torch.logsumexp(log_c, 0).item(), stderr=pool.stderr(pool.weight), n_eff=1 / pool.weight.square().sum().item())
 
 
 def free_energy_difference(weighted: WeightedSamples, in_a: Indicator, in_b: Indicator) -> Estimate:
@@ -110,29 +144,38 @@ def pooled_difference(weighted: WeightedSamples, reference: WeightedSamples, log
                       in_b: Indicator, *, u_elsewhere: Tensor | None = None) -> Estimate:
     """F_b - F_a in kT from a generator's samples and equilibrium samples of the target together, by MBAR (Shirts & Chodera 2008, eq. 9).
 
-        F_b - F_a = log sum_n c_n 1_a(x_n) - log sum_n c_n 1_b(x_n),  c_n = exp(-u_n) / (N q(x_n) + M exp(f - u_n))
+        F_b - F_a = log sum_n c_n 1_a(x_n) - log sum_n c_n 1_b(x_n),  c_n as in `Pool`
 
-    The sums run over all N + M samples; f is the target's free energy by BAR. The reference must know how the basins are populated;
-    `local_difference` does not ask for that.
+    The sums run over all N + M samples. The reference must know how the basins are populated; `local_difference` does not ask for that.
+
+    Args:
+        weighted, reference, log_q_at_reference, u_elsewhere: as in `pooled`.
+        in_a, in_b: indicators, configurations [B, n, d] to bool [B].
+    Raises:
+        ValueError: as `pooled`; also if a basin holds no weight.
+    """
+    pool = pooled(weighted, reference, log_q_at_reference, u_elsewhere=u_elsewhere)
+    a, b = (member * pool.weight for member in _members(weighted, reference, pool.weighs, (in_a, in_b)))
+    n_eff = ((a + b).sum().square() / (a + b).square().sum()).item()
+    return Estimate(value=(a.sum() / b.sum()).log().item(), stderr=pool.stderr(a / a.sum() - b / b.sum()), n_eff=n_eff)
+
+
+def pooled(weighted: WeightedSamples, reference: WeightedSamples, log_q_at_reference: Tensor, *,
+           u_elsewhere: Tensor | None = None) -> Pool:
+    """A generator's samples and equilibrium samples of the target as one weighted set, by MBAR.
 
     Args:
         weighted: N samples of the generator.
         reference: M samples of the target with equal weights (MD, MCMC; resample weighted ones first).
         log_q_at_reference: [M] the generator's normalised log-density at them.
-        in_a, in_b: indicators, configurations [B, n, d] to bool [B].
-        u_elsewhere: [N + M] another reduced energy at all of them, in the numerator of c_n only: F_b - F_a is then that energy's.
+        u_elsewhere: [N + M] another reduced energy at all of them, in the numerator of c_n only: averages are then that energy's.
     Raises:
-        ValueError: as `log_z_bar`; also if a basin holds no weight, or the reference is weighted.
+        ValueError: as `log_z_bar`; also if the reference is weighted.
     """
-    u, counts, labels, (a, b) = _pooled_basins(weighted, reference, log_q_at_reference, in_a, in_b)
-    solution = solve(u, counts)
-    share, asked = solution.share[1], u[1] if u_elsewhere is None else _elsewhere(weighted, u_elsewhere, len(u[1]))
-    c = torch.softmax(_log_terms(solution, u, asked), 0)  # c_n up to a factor
-    a, b = a * c, b * c
-    change = a / a.sum() - b / b.sum()
-    influence = solution.centred(change - (change * share).sum() * solution.influence()[:, 0])
-    n_eff = ((a + b).sum().square() / (a + b).square().sum()).item()
-    return Estimate(value=(a.sum() / b.sum()).log().item(), stderr=solution.stderr(influence, labels), n_eff=n_eff)
+    _refuse_weighted(reference)
+    u, counts, labels = _pooled(weighted, log_q_at_reference, reference.u, reference.proposal.group)
+    solution, asked = solve(u, counts), u[1] if u_elsewhere is None else _elsewhere(weighted, u_elsewhere, len(u[1]))
+    return Pool(weight=torch.softmax(_log_terms(solution, u, asked), 0), weighs=u[1] < math.inf, solution=solution, group=labels)
 
 
 def local_difference(weighted: WeightedSamples, reference: WeightedSamples, log_q_at_reference: Tensor, in_a: Indicator,
@@ -144,7 +187,9 @@ def local_difference(weighted: WeightedSamples, reference: WeightedSamples, log_
 
     Args, Raises: as `pooled_difference`; also if no reference sample lies in one of the basins, or one lies in both.
     """
-    u, (n, _), labels, (a, b) = _pooled_basins(weighted, reference, log_q_at_reference, in_a, in_b)
+    _refuse_weighted(reference)
+    u, (n, _), labels = _pooled(weighted, log_q_at_reference, reference.u, reference.proposal.group)
+    a, b = _members(weighted, reference, u[1] < math.inf, (in_a, in_b))
     if (a & b).any():
         raise ValueError(f"{int((a & b).sum())} samples lie in both basins; choose basins that do not overlap")
     in_reference = torch.arange(len(a)) >= n
@@ -214,25 +259,26 @@ def _check_reference(weighted: WeightedSamples, log_q: Tensor, u: Tensor) -> Non
         raise ValueError(f"u is not finite at {infinite} of {len(u)} reference samples: they are not samples of the target")
 
 
-def _pooled_basins(weighted: WeightedSamples, reference: WeightedSamples, log_q: Tensor, in_a: Indicator,
-                   in_b: Indicator) -> tuple[Tensor, tuple[int, int], Tensor | None, tuple[Tensor, Tensor]]:
-    """What `_pooled` gives, and which of the N + M samples lie in each basin and weigh anything, two of [N + M] bool.
-
-    Raises:
-        ValueError: if the reference is weighted, or no sample of positive weight lies in a basin.
-    """
+def _refuse_weighted(reference: WeightedSamples) -> None:
     log_w = reference.log_w
     if not (log_w.max() - log_w.min() < EQUAL):
         raise ValueError("the reference samples have unequal weights, so they are not equilibrium samples; resample them first "
                          "(`reweighting.resample`)")
-    u, counts, labels = _pooled(weighted, log_q, reference.u, reference.proposal.group)
+
+
+def _members(weighted: WeightedSamples, reference: WeightedSamples, weighs: Tensor, basins: tuple[Indicator, Indicator]) -> list[Tensor]:
+    """Which of the N + M samples lie in each basin and weigh anything, [N + M] bool for each.
+
+    Raises:
+        ValueError: if no sample of positive weight lies in a basin.
+    """
     members = []
-    for inside, name in ((in_a, "a"), (in_b, "b")):
+    for inside, name in zip(basins, "ab", strict=True):
         found = torch.cat([evaluate_defined(inside, samples, f"the indicator of basin {name}") for samples in (weighted, reference)]) > 0
-        if not (found & (u[1] < math.inf)).any():
+        if not (found & weighs).any():
             raise ValueError(f"no sample of positive weight lies in basin {name}, so its free energy is unknown; draw more samples")
-        members.append(found & (u[1] < math.inf))
-    return u, counts, labels, (members[0], members[1])
+        members.append(found & weighs)
+    return members
 
 
 def _joint_group(weighted: WeightedSamples, group: Tensor | None, n_reference: int) -> Tensor | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgwork.free_energy import evaluate_defined
+from bgwork.free_energy import Pool, evaluate_defined
 from bgwork.pareto import unseen_weight
 from bgwork.records import WeightedSamples
 from bgwork.reweighting import normalised_weights
@@ -80,9 +80,51 @@ def free_energy_surface(weighted: WeightedSamples, coordinates: tuple[Callable[[
     rows, columns = (_bins(evaluate_defined(f, weighted, name), e) for f, name, e in
                      zip(coordinates, ("the first coordinate", "the second coordinate"), (first, second), strict=True))
     shape = len(first) - 1, len(second) - 1
-    place = torch.where((rows < 0) | (columns < 0), -1, rows * shape[1] + columns)
+    place = _cells(rows, columns, shape[1])
     value, stderr, outside = _free_energies(weighted, place, torch.outer(first.diff(), second.diff()).flatten())
     return Surface(edges=(first, second), value=value.view(shape), stderr=stderr.view(shape), outside=outside)
+
+
+def pooled_profile(pool: Pool, values: Tensor, edges: Tensor) -> Profile:
+    """F(s) as in `free_energy_profile`, from a generator's samples and equilibrium samples of the target together (`free_energy.pooled`).
+
+    Args:
+        pool: of N + M samples.
+        values: [N + M] the coordinate at them; whatever stands where a sample does not weigh is ignored.
+        edges: [K+1] rising bin edges.
+    Raises:
+        ValueError: if the edges do not rise.
+    """
+    edges = _rising(edges)
+    value, stderr, outside = _pooled_free_energies(pool, _bins(values, edges), edges.diff())
+    return Profile(edges=edges, value=value, stderr=stderr, outside=outside)
+
+
+def pooled_surface(pool: Pool, values: tuple[Tensor, Tensor], edges: tuple[Tensor, Tensor]) -> Surface:
+    """F(s, t) as in `free_energy_surface`, from both sets together; arguments as in `pooled_profile`, two of each."""
+    first, second = (_rising(e) for e in edges)
+    shape = len(first) - 1, len(second) - 1
+    place = _cells(_bins(values[0], first), _bins(values[1], second), shape[1])
+    value, stderr, outside = _pooled_free_energies(pool, place, torch.outer(first.diff(), second.diff()).flatten())
+    return Surface(edges=(first, second), value=value.view(shape), stderr=stderr.view(shape), outside=outside)
+
+
+def _pooled_free_energies(pool: Pool, place: Tensor, volume: Tensor) -> tuple[Tensor, Tensor, float]:
+    """-log(mass / volume) of each bin, its standard error, and the mass in no bin."""
+    place = torch.where(pool.weighs, place, -1)
+    inside = place >= 0
+    mass = torch.zeros(len(volume), dtype=torch.float64).index_add_(0, place[inside], pool.weight[inside])
+    stderr = torch.full_like(mass, math.nan)
+    for k in torch.nonzero(mass > 0).flatten().tolist():
+        unseen = pool.unseen * ((1 - mass[k]) / mass[k]).clamp_min(0).sqrt()  # as in `_free_energies`
+        stderr[k] = math.hypot(pool.stderr(pool.weight * ((place == k) / mass[k] - 1)), unseen)
+    value = torch.where(mass > 0, -(mass / volume).log(), math.inf)
+    return value, stderr, pool.weight[~inside & pool.weighs].sum().item()
+
+
+def _cells(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """Number of each pair of bins in a table of `width` columns, -1 if one of them is."""
+    return torch.where((rows < 0) | (columns < 0), -1, rows * width + columns)
 
 
 def _rising(edges: Tensor) -> Tensor:

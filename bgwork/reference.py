@@ -28,7 +28,7 @@ from bgwork.system import System
 RHAT_LIMIT = 1.01
 REMEDY = "ask for more samples, or set a longer burn_in and thin in system.toml"
 REMEDY_OF_TRAJECTORY = ("make the system with the force field, solvent and temperature of the trajectory, which must have no constraints; "
-                        "leave out its beginning, or run it longer")
+                        "leave out its beginning, or run it longer; barriers that it does not cross need `bgwork reference` without --from")
 REMEDY_OF_TRANSFER = "ask for more samples, set more transitions or keep nearer 1 in system.toml, or start from another energy"
 
 

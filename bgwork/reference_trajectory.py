@@ -1,8 +1,10 @@
 """Reference data from a trajectory of the user's own: taken over only if it is equilibrium dynamics of the very system.
 
-Whether it is shows by integration by parts, <v . grad u> = <div v> for every vector field v: with v = x this is the virial, and with v the
-stretching of bonds it says at which temperature they vibrate under the system's own forces. Constraints, another temperature, another
-force field and too long a time step all change it.
+Whether it is shows by integration by parts, <v . grad u> = <div v> for every vector field v: with v = x this is the virial, with v the
+stretching of bonds it says at which temperature they vibrate under the system's own forces, and turning one side of the molecule about a
+bond says whether its torsional terms are those of the system. Constraints, another temperature, another force field and too long a time
+step all change it. All of that holds within every basin by itself; whether basins have their populations shows only where they are known,
+from reference values kept with the system.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceRun, agreeme
 from bgwork.reference_md import estimate
 from bgwork.reweighting import average, weigh
 from bgwork.system import System
+from bgwork.torsion_balance import LIMIT as TORQUE_LIMIT
+from bgwork.torsion_balance import torsion_balance
 from bgwork.trajectories import TrajectoryError, check_structure, read_trajectory
 
 BLOCKS = 20  # at most, for error bars
 CORRELATION_TIMES = 5  # that a block is long at least
 FEWEST_BLOCKS = 4
-BOND_TOLERANCE = 0.05  # relative deviation of the bonds' temperature
+BOND_TOLERANCE = 0.02  # relative deviation of the bonds' temperature that a time step of 1 fs may leave, beside its standard error
+BOND_ERRORS = 3.0  # of these standard errors
 KELVIN = 0.5  # that temperatures may differ by and still be called equal
 
 
@@ -57,6 +62,7 @@ def from_trajectory(system: System, path: Path, *, frame_time: float, temperatur
     if blocks < FEWEST_BLOCKS:
         least = CORRELATION_TIMES * FEWEST_BLOCKS * inefficiency
         raise TrajectoryError(f"{path} is too short: {note}; error bars need at least {least:.0f} frames at this spacing")
+    note += unvisited(system, x)
     proposal = Proposal(
         x=x, log_q=-system.target.u(x), space=system.space, density=Density.UNNORMALISED, group=torch.arange(len(x)) * blocks // len(x),
         origin=Origin(method="trajectory", system=system.name, commit=commit()), note=note)
@@ -97,28 +103,49 @@ def slowest_correlation(system: System, x: Tensor) -> tuple[float, str]:
     return found[slowest], slowest
 
 
+def unvisited(system: System, x: Tensor) -> str:
+    """What is to be said of basins that no frame is in, or none is out of."""
+    functions = molecular_observables(system.topology, system.structure)
+    shares = {name: float(f(x).double().mean()) for name, f in functions.items() if name.endswith("_positive")}
+    sides = [f"{name.removesuffix('_positive')} is {'always' if share else 'never'} between 0 and 2 rad"
+             for name, share in shares.items() if share in (0.0, 1.0)]
+    return f"; {', '.join(sides)}, so that these frames say nothing of the populations of those basins" if sides else ""
+
+
 def check(system: System, weighted: WeightedSamples) -> list[Check]:
-    """The virial, the bonds' temperature and the forces along them, both halves on every observable, and frames of the other handedness."""
+    """The virial, forces on bonds and torsions, halves and kept reference values on every observable, frames of the other handedness."""
     estimates = estimate(system, weighted)
     first = weighted.proposal.group < (weighted.proposal.group.max() + 1) // 2
     halves = [estimate(system, weighted.take(rows)) for rows in (first, ~first)]
-    checks = [virial_check(estimates["virial"], system.space.dim), *bond_checks(system, weighted)]
+    checks = [virial_check(estimates["virial"], system.space.dim), *force_checks(system, weighted)]
     checks += [agreement(f"both halves agree on {name}", [half[name] for half in halves], limit=Z_LIMIT)
                for name in estimates if all(name in half for half in halves)]
+    checks += [agreement(f"the values kept with {system.name} agree on {name}", [estimates[name], known], limit=Z_LIMIT)
+               for name, known in system.references.items() if name in estimates and name != "virial"]
     outside = torch.isinf(weighted.u).double()
     return [*checks, Check(name="share of frames with inverted centres", value=outside.mean().item(), limit=1.0 / len(weighted))]
 
 
-def bond_checks(system: System, weighted: WeightedSamples) -> list[Check]:
-    """The bonds' temperature, and the forces along each of them in frames of the system's handedness."""
+def force_checks(system: System, weighted: WeightedSamples) -> list[Check]:
+    """The bonds' temperature, and in frames of the system's handedness the forces along each of them and the torques about them."""
     gradient = torch.cat([system.target.u_and_grad(part)[1] for part in weighted.x.split(BATCH)])
-    forced, expected = (average(weighted, values).value for values in bond_work(system, weighted.x, gradient))
     inside = torch.isfinite(weighted.u)
-    balance = bond_balance(system.topology, weighted.x[inside], gradient[inside])
-    return [Check(name="temperature of the bonds, relative deviation", value=abs(forced / expected - 1), limit=BOND_TOLERANCE,
-                  text=f"{forced / expected:.3f} of the system's; constraints, time step, force field or temperature differ"),
-            Check(name="forces along bonds, standard errors off balance", value=balance.value, limit=LIMIT,
-                  text=f"most, {balance.largest}; force field, solvent, cutoff or charges differ, or the frames are not in equilibrium")]
+    x, pull = weighted.x[inside], gradient[inside]
+    stretch, turn = bond_balance(system.topology, x, pull), torsion_balance(system.topology, x, pull)
+    return [bond_temperature_check(system, weighted, gradient),
+            Check(name="forces along bonds, standard errors off balance", value=stretch.value, limit=LIMIT,
+                  text=f"most, {stretch.largest}; force field, solvent, cutoff or charges differ, or the frames are not in equilibrium"),
+            Check(name="torques about bonds, most standard errors off balance", value=turn.value, limit=TORQUE_LIMIT,
+                  text=f"{turn.largest}; torsional terms or solvent differ, or the frames are not in equilibrium")]
+
+
+def bond_temperature_check(system: System, weighted: WeightedSamples, gradient: Tensor) -> Check:
+    """The bonds' temperature over the system's is 1, but for its standard error and what a sound time step leaves."""
+    forced, expected = bond_work(system, weighted.x, gradient)
+    ratio = average(weighted, forced).value / average(weighted, expected).value
+    stderr = average(weighted, forced - ratio * expected).stderr / average(weighted, expected).value
+    return Check(name="temperature of the bonds, relative deviation", value=abs(ratio - 1), limit=BOND_TOLERANCE + BOND_ERRORS * stderr,
+                 text=f"{ratio:.3f} +- {stderr:.3f} of the system's; constraints, time step, force field or temperature differ")
 
 
 def bond_work(system: System, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ from bgwork.pareto import unseen_weight
 from bgwork.protocols import Target
 from bgwork.records import RESAMPLED, Cost, Density, Estimate, Proposal, WeightedSamples, with_edit
 
+ROUND_OFF = 1e-12  # relative spread below which values are all the same
+
 
 def weigh(proposal: Proposal, target: Target, *, accept: Collection[Density] = (), batch: int = 4096) -> WeightedSamples:
     """Attach reduced energies, and with them the weights log w = -u - log q.
@@ -217,7 +219,8 @@ def average(weighted: WeightedSamples, values: Tensor) -> Estimate:
     mean = (p * values).sum().item()
     stderr = weighted_stderr(p, values - mean, group=weighted.proposal.group, unseen=unseen_weight(weighted))
     variance = (p * (values - mean).square()).sum().item()
-    return Estimate(value=mean, stderr=stderr, n_eff=variance / stderr**2 if stderr and variance > 0 else math.nan)
+    constant = variance <= (ROUND_OFF * mean) ** 2
+    return Estimate(value=mean, stderr=stderr, n_eff=math.nan if constant or not stderr else variance / stderr**2)
 
 
 def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples) -> Tensor:

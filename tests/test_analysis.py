@@ -64,7 +64,8 @@ def test_free_energy_between_basins_and_along_a_coordinate(weighted, samples, tm
     expected = free_energy_difference(weighted, lambda x: n_long_is(x, count=4), lambda x: n_long_is(x, count=2))
     assert content["differences"]["2"]["value"] == pytest.approx(expected.value)
     assert abs(expected.value - math.log(0.517 / 0.407)) < 4 * expected.stderr
-    assert len(content["profile"]["value"]) == 12 and content["profile"]["outside"] == pytest.approx(0.0, abs=1e-12)
+    profile = content["profile"]["by_route"]["weights"]
+    assert len(profile["value"]) == 12 and profile["outside"] == pytest.approx(0.0, abs=1e-12)
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
 
 

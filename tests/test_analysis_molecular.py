@@ -56,10 +56,12 @@ def test_the_map_of_phi_and_psi_comes_with_standard_errors(folder, tmp_path):
     files = ("--json", tmp_path / "m.json", "--png", tmp_path / "m.png")
     result = run("free_energy", folder, "--coordinate", "phi", "--coordinate", "psi", "--bins", 6, *files)
     assert result.exit_code == 0, (result.output, result.exception)
-    found, data = json.loads((tmp_path / "m.json").read_text())["surface"], load(Source(path=folder))
+    found, data = json.loads((tmp_path / "m.json").read_text())["surface"]["by_route"], load(Source(path=folder))
     edges = torch.linspace(-math.pi, math.pi, 7, dtype=torch.float64)
     functions = tuple(function_of(data.system, name) for name in ("phi", "psi"))
     expected = free_energy_surface(data.weighted, functions, (edges, edges))
+    assert sorted(found) == ["pooled", "reference", "weights"]
+    found = found["weights"]
     assert found["edges"] == [edges.tolist()] * 2 and found["outside"] == 0
     for name in ("value", "stderr"):
         got = torch.tensor([[math.nan if v is None else v for v in row] for row in found[name]], dtype=torch.float64)
@@ -73,7 +75,13 @@ def test_delta_f_by_every_route_and_the_profile_of_phi(folder, tmp_path):
     assert result.exit_code == 0, result.output
     data = load(Source(path=folder))
     torch.testing.assert_close(data.held_out.u + data.log_q, torch.full((150,), 60.0, dtype=torch.float64))
-    found = json.loads((tmp_path / "f.json").read_text())["delta_f"]["phi"]["by_route"]
+    content = json.loads((tmp_path / "f.json").read_text())
+    profiles = {route: torch.tensor([[math.nan if v is None else v for v in found[name]] for name in ("value", "stderr")])
+                for route, found in content["profile"]["by_route"].items()}
+    assert sorted(profiles) == ["pooled", "reference", "weights"] and content["profile"]["missing"] == {}
+    apart = (profiles["pooled"][0] - profiles["reference"][0]) / profiles["reference"][1]
+    assert apart[profiles["reference"][1] < 0.5].abs().max() < 4
+    found = content["delta_f"]["phi"]["by_route"]
     assert sorted(found) == ["local", "pooled", "reference", "weights"]
     for name in ("weights", "reference", "pooled"):
         assert abs(found[name]["value"] - truth()) < 4 * found[name]["stderr"] < 1.2, name
@@ -141,7 +149,7 @@ def test_a_trajectory_is_read_and_judged(name, system, tmp_path):
     result = run(name, files[0], "--system", "ala2-vacuum", "--frame-time", 1.0)
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "may be no equilibrium data: virial" in said
+    assert "do not trust: virial" in said
     bare = run(name, files[0])
     assert bare.exit_code == 2 and "say which --system it is of" in " ".join(bare.output.split())
     wrong = run(name, files[0], "--system", "dw4", "--frame-time", 1.0)

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from ala2 import generated, simulated
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
 
 from bgwork.conformation import residues
+from bgwork.figures import profile_curve
 from bgwork.figures_molecular import (
     CEILING,
     as_generated,
     bond_lengths,
+    circle,
     molecular_pictures,
     profiles,
     ramachandran_maps,
@@ -23,6 +27,7 @@ from bgwork.figures_molecular import (
     torsion_profile,
 )
 from bgwork.pareto import unseen_weight
+from bgwork.profiles import Profile
 from bgwork.records import WeightedSamples
 from bgwork.reweighting import normalised_weights, weigh
 from bgwork.system import System, load_system
@@ -81,7 +86,17 @@ def test_profile_draws_the_records(system, sets):
         finite = (profile.value < math.inf).numpy()
         np.testing.assert_allclose(y[finite], (profile.value - profile.value.min())[profile.value < math.inf])
         assert np.isnan(y[~finite]).all()
-    assert len(axes.collections) == 2 * len(curves)
+    assert sum(isinstance(band, PolyCollection) for band in axes.collections) == 2 * len(curves)
+
+
+def test_a_bin_without_neighbours_has_bars():
+    """A band of no width is not seen."""
+    profile = Profile(edges=circle(5), value=torch.tensor([1.0, 2.0, math.inf, 3.0, math.inf]), outside=0.0,
+                      stderr=torch.tensor([0.1, 0.1, math.nan, 0.5, math.nan]))
+    axes = Figure().subplots()
+    profile_curve(axes, np.arange(5.0), profile, colour="k", label="one")
+    bars = [line.get_segments() for line in axes.collections if isinstance(line, LineCollection)]
+    assert [segments[0][:, 1].tolist() for segments in bars] == [[1.0, 3.0], [1.5, 2.5]] and all(len(s) == 1 for s in bars)
 
 
 def test_a_profile_whose_error_is_infinite_has_no_band_and_says_so(system, sets):

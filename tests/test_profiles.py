@@ -11,8 +11,9 @@ from basins import left, right
 from oracles import LINE, GaussianOracle, MissingMode, chains, double_well, gaussian_mixture, propose
 
 from bgwork.error_bars import delta_stderr
-from bgwork.free_energy import free_energy_difference
-from bgwork.profiles import free_energy_profile, free_energy_surface
+from bgwork.free_energy import free_energy_difference, pooled, pooled_difference
+from bgwork.profiles import free_energy_profile, free_energy_surface, pooled_profile, pooled_surface
+from bgwork.records import Density
 from bgwork.reweighting import weigh
 from bgwork.spaces import Euclidean
 
@@ -95,3 +96,55 @@ def test_bands_know_the_chains_of_the_data():
         assert profile.stderr[k].item() == pytest.approx(delta_stderr(p * (member - mass), markov.proposal.group) / mass)
     alone = weigh(chains(GaussianOracle(), 1, 50, memory=0.9, seed=0), GaussianOracle())
     assert free_energy_profile(alone, lambda x: x[:, 0, 0], edges).stderr.isnan().all()
+
+
+def sets(seed: int, n: int = 300, m: int = 400) -> tuple:
+    """Samples of a wide generator, samples of the double well, and the generator's density at these."""
+    target, q = double_well(), GaussianOracle(space=LINE, std=2.5)
+    md = propose(target, m, seed=1000 + seed, density=Density.UNNORMALISED)
+    md = replace(md, log_q=-target.energy(md.x))
+    return weigh(propose(q, n, seed=seed), target), weigh(md, target), q.log_prob(md.x)
+
+
+def positions(weighted, reference) -> torch.Tensor:
+    return torch.cat([weighted.x, reference.x])[:, 0, 0]
+
+
+def test_pooled_profile_covers_quadrature():
+    """One error bar in twenty or so misses by more than two, in every bin, over 60 pools; and pooling makes them shorter."""
+    edges, target = torch.linspace(-2.4, 2.4, 7, dtype=torch.float64), double_well()
+    density = [target.average(lambda x, a=a: ((x[:, 0, 0] >= a) & (x[:, 0, 0] < a + 0.8)).double()) / 0.8 for a in edges[:-1].tolist()]
+    truth, z, shorter = -torch.tensor(density, dtype=torch.float64).log(), [], []
+    for seed in range(60):
+        weighted, reference, log_q = sets(seed)
+        found = pooled_profile(pooled(weighted, reference, log_q), positions(weighted, reference), edges)
+        z.append((found.value - truth) / found.stderr)
+        alone = [free_energy_profile(s, lambda x: x[:, 0, 0], edges).stderr for s in (weighted, reference)]
+        shorter.append(found.stderr / torch.minimum(*alone))
+    z = torch.stack(z)
+    assert 0.9 < (z.abs() < 2).double().mean() < 0.99 and z.square().mean(0).max() < 2.2
+    assert torch.stack(shorter).nanmedian() < 1
+
+
+def test_two_pooled_bins_are_a_pooled_difference():
+    """And chains count as in it: the same value and very nearly the same error bar; a map over the other sign has the same numbers."""
+    weighted, reference, log_q = sets(0)
+    reference = replace(reference, proposal=replace(reference.proposal, group=torch.arange(400) // 20))
+    pool, x = pooled(weighted, reference, log_q), positions(weighted, reference)
+    edges = torch.tensor([-50.0, 0.0, 50.0], dtype=torch.float64)
+    profile, known = pooled_profile(pool, x, edges), pooled_difference(weighted, reference, log_q, left, right)
+    assert (profile.value[1] - profile.value[0]).item() == pytest.approx(known.value, abs=1e-12) and profile.outside == 0
+    share = math.exp(-profile.value[0].item()) * 50
+    assert profile.stderr[0].item() / (1 - share) == pytest.approx(known.stderr, rel=0.01)
+    surface = pooled_surface(pool, (x, x), (edges, edges))
+    assert torch.isinf(surface.value[0, 1]) and torch.isnan(surface.stderr[0, 1])
+    torch.testing.assert_close(surface.stderr.diagonal(), profile.stderr)
+    torch.testing.assert_close(surface.value.diagonal(), profile.value + math.log(50))
+
+
+def test_a_pooled_bin_of_one_sample_knows_how_little_that_is():
+    """A sample far up in the tail, where reference samples never come, is no measurement to within a factor of e."""
+    weighted, reference, log_q = sets(0)
+    edges = torch.tensor([-50.0, 3.4, 50.0], dtype=torch.float64)
+    found = pooled_profile(pooled(weighted, reference, log_q), positions(weighted, reference), edges)
+    assert found.value[1] > 15 and found.stderr[1] > 2

@@ -10,6 +10,7 @@ from oracles import LINE, GaussianOracle, MissingMode, binomial_bounds, chains, 
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Estimate, Origin, Proposal, WeightedSamples
 from bgwork.reweighting import (
+    average,
     effective_fraction,
     ess,
     expectation,
@@ -268,3 +269,11 @@ def test_largest_weight():
 
 def test_estimates_repeat():
     assert ess(wide(GaussianOracle(), 500, seed=0)) == ess(wide(GaussianOracle(), 500, seed=0))
+
+
+@pytest.mark.parametrize("level", [1.0, 0.1, -3e7, 0.0])
+def test_a_constant_has_no_number_of_independent_samples(level):
+    """Its scatter is round-off, and so is the ratio of one round-off to another."""
+    weighted = weigh(propose(GaussianOracle(space=LINE, std=1.3), 777, seed=0), GaussianOracle(space=LINE))
+    found = average(weighted, torch.full((777,), level, dtype=torch.float64))
+    assert math.isnan(found.n_eff) and found.value == pytest.approx(level) and found.stderr <= 1e-15 * abs(level)

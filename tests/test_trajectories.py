@@ -7,16 +7,19 @@ import math
 
 import mdtraj
 import numpy as np
+import openmm
 import pytest
 import torch
 
 from bgwork import units
 from bgwork.reference import save
 from bgwork.reference_checks import ReferenceError
-from bgwork.reference_trajectory import from_trajectory, slowest_correlation
+from bgwork.reference_trajectory import bond_temperature_check, from_trajectory, slowest_correlation
+from bgwork.reweighting import weigh
 from bgwork.samplers.md import decorrelate
 from bgwork.system import load_system, reference_samples
 from bgwork.targets.openmm import OpenMMTarget
+from bgwork.topology import backbone_torsions
 from bgwork.trajectories import TrajectoryError, check_structure, read_trajectory
 
 SETTINGS = {"frame_time": 0.2, "temperature": 300.0}
@@ -94,6 +97,50 @@ def test_frames_of_another_solvent_are_noticed(system, written, tmp_path):
     assert "between ALA2-C and ALA2-O" in str(lost["forces along bonds, standard errors off balance"])
     with pytest.raises(ReferenceError, match="make the system with the force field, solvent and temperature of the trajectory"):
         save(made, tmp_path / "out")
+
+
+def test_torsional_terms_of_another_force_field_are_noticed(system, written, x):
+    """A term of 10 kJ/mol on phi: bonds vibrate as before, and torques about N-CA do not balance."""
+    other = system.target.inner.system()
+    force = openmm.PeriodicTorsionForce()
+    force.addTorsion(*backbone_torsions(system.topology)["phi"], 2, 0.3, 10.0)
+    other.addForce(force)
+    target = OpenMMTarget(other, space=system.space, kT=system.target.kT)
+    moved = resampled(x, system, target)
+    for seed in range(3):
+        moved, _ = decorrelate(target, moved, steps=40, step=0.001, generator=torch.Generator().manual_seed(seed))
+    made = from_trajectory(system, written(moved, "other.dcd"), **SETTINGS)
+    lost = {c.name: c for c in made.checks if not c.passed}
+    assert "torques about bonds, most standard errors off balance" in lost
+    assert "ALA2-N" in str(lost["torques about bonds, most standard errors off balance"])
+    assert not any("along bonds" in name or "of the bonds" in name for name in lost)
+
+
+def resampled(x, system, target):
+    """Frames of the system's energy drawn by weight for another's."""
+    log_w = system.target.u(x) - target.u(x)
+    return x[torch.multinomial(torch.softmax(log_w, 0), len(x), replacement=True, generator=torch.Generator().manual_seed(9))]
+
+
+def test_a_basin_that_was_never_left_is_told_and_compared(system, written, x):
+    """Frames of one basin are in equilibrium within it; the values kept with the system know of the other."""
+    inside = x[system.functions["phi_positive"](x) == 0]
+    made = from_trajectory(system, written(inside.repeat(3, 1, 1), "one.dcd"), **SETTINGS)
+    assert "phi is never between 0 and 2 rad, so that these frames say nothing of the populations" in made.proposal.note
+    lost = [c.name for c in made.checks if not c.passed]
+    assert "the values kept with ala2-vacuum agree on phi_positive, difference in standard errors" in lost
+    assert all(name.startswith("the values kept with ala2-vacuum") for name in lost)
+    nothing_known = dataclasses.replace(system, references={})
+    made = from_trajectory(nothing_known, written(inside, "two.dcd"), **SETTINGS)
+    assert all(c.passed for c in made.checks) and "phi is never between" in made.proposal.note
+
+
+def test_temperature_of_few_bonds_is_judged_by_its_error(system, x):
+    """A deviation of 4 % is nothing for a hundred frames, and three standard errors for a thousand."""
+    gradient = torch.cat([system.target.u_and_grad(x)[1]])
+    proposal = dataclasses.replace(reference_samples(system).take(torch.arange(1000)), x=x, log_q=-system.target.u(x), group=None)
+    few, many = (bond_temperature_check(system, weigh(proposal.take(torch.arange(n)), system.target), gradient[:n]) for n in (50, 1000))
+    assert few.limit > 2 * many.limit > 2 * 0.02 and few.passed and many.passed
 
 
 def test_constrained_bonds_are_noticed(system, written, x):

@@ -21,6 +21,7 @@ from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import TABLEAUS
 from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
 from bgwork.system import Positive
+from bgwork.torsion_balance import torsion_balance
 from bgwork.training import TrainingJob
 
 GRADIENTS = 1024  # configurations at once
@@ -57,10 +58,10 @@ class ForcesTrainingSection(DataTrainingSection):
         if lost:
             raise RecipeError(f"the energy has no finite gradient at {lost} of {len(x)} training configurations; leave out "
                               "training.forces_after, or those configurations")
-        balance = bond_balance(system.topology, x, gradient)
-        if not balance.passed:
-            raise RecipeError(f"the {len(x)} training configurations are no equilibrium set of the energy ({balance}), so that forces "
-                              "would change what is learned; leave out training.forces_after, or give other data")
+        for balance in (bond_balance(system.topology, x, gradient), torsion_balance(system.topology, x, gradient)):
+            if not balance.passed:
+                raise RecipeError(f"the {len(x)} training configurations are no equilibrium set of the energy ({balance}), so that forces "
+                                  "would change what is learned; leave out training.forces_after, or give other data")
         targets = ForceTargets(std=system.prior.std, hessian=Stiffness.of(system.topology, x), coupling=coupling,
                                after=self.forces_after)
         return Forces(gradient=gradient, targets=targets)
