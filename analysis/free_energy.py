@@ -258,6 +258,7 @@ def main(
     bins: Annotated[int, typer.Option(help="Bins of the profile.")] = 30,
     system: Annotated[str | None, typer.Option(help="System, where it is not the one that the file names.")] = None,
     frame_time: Annotated[float | None, typer.Option(help="Between the frames of a trajectory, in ps.")] = None,
+    top: Annotated[Path | None, typer.Option(help="PDB file that names a trajectory's atoms.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of a molecule, in K: reweight to it.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the profile into this file.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
@@ -265,7 +266,7 @@ def main(
     """Free-energy differences and profiles with error bars, ESS, Pareto k and failed rows beside them."""
     try:
         check_picture(png, coordinate)
-        data = load(Source(path=samples, system=system, frame_time=frame_time))
+        data = load(Source(path=samples, system=system, frame_time=frame_time, top=top))
         data = data if temperature is None else at_temperature(data, temperature)
         coordinates = coordinate or []
         result = analyse(data, basins=basins, coordinates=coordinates, bins=bins)

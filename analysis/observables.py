@@ -55,11 +55,12 @@ def main(
     observable: Annotated[list[str] | None, typer.Option(help="Name, several times for several; default: those of the system.")] = None,
     system: Annotated[str | None, typer.Option(help="System, where it is not the one that the file names.")] = None,
     frame_time: Annotated[float | None, typer.Option(help="Between the frames of a trajectory, in ps.")] = None,
+    top: Annotated[Path | None, typer.Option(help="PDB file that names a trajectory's atoms.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
 ) -> None:
     """Averages with error bars, ESS, Pareto k and failed rows beside them."""
     try:
-        loaded = {path: load(Source(path=path, system=system, frame_time=frame_time)) for path in samples}
+        loaded = {path: load(Source(path=path, system=system, frame_time=frame_time, top=top)) for path in samples}
         diagnoses = {path: diagnosis_of(data, observable) for path, data in loaded.items()}
         if json:
             store.write_json(json, {str(path): to_json_dict(diagnosis) for path, diagnosis in diagnoses.items()})

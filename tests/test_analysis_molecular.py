@@ -150,6 +150,8 @@ def test_a_trajectory_is_read_and_judged(name, system, tmp_path):
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
     assert "do not trust: virial" in said
+    mistaken = run(name, files[0], "--system", "ala2-vacuum", "--frame-time", 1.0, "--top", load_system("ala3-obc2").topology.path)
+    assert mistaken.exit_code == 2 and "has 33 atoms" in " ".join(mistaken.output.split())
     bare = run(name, files[0])
     assert bare.exit_code == 2 and "say which --system it is of" in " ".join(bare.output.split())
     wrong = run(name, files[0], "--system", "dw4", "--frame-time", 1.0)
