@@ -5,15 +5,16 @@
 
 The first samples anew at each number of midpoint steps (two evaluations each; the generator's own grid if none is given), the second takes
 stored samples. Weights are raw. Distances compare --distance-n reference samples with as many drawn by weight (torus-W2) or with
-all weighted ones (energy-W2). Two floors stand beside each: of reference against reference, and of reference samples that carry these very
-weights, which is what perfect samples with this ESS would show. Floors need --reference with more samples than the shipped set.
+all weighted ones (energy-W2). Floors stand beside each: of reference against reference, of reference samples that carry these very
+weights, which is what perfect samples with this ESS would show, and of half of the reference's walkers against the others, which shows the
+reference's own error too. Floors need --reference with more samples than the shipped set.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 from bgwork import analysis, store
 from bgwork.analysis import Data, Source
 from bgwork.conformation import Residue, intactness, ramachandran
-from bgwork.metrics import energy_w2, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
+from bgwork.metrics import energy_w2, grouped_noise_floor, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
 from bgwork.records import Certificate, Density, Proposal, WeightedSamples
 from bgwork.report import weighed_reference
 from bgwork.reweighting import log_z, normalised_weights, weigh
@@ -70,11 +71,28 @@ def rows_of(data: Data, options: argparse.Namespace, *, seed: int | None) -> lis
     if wide is None:
         print(f"{data.system.name}: no distances, since there are no reference samples")
         return rows
-    generator = torch.Generator().manual_seed(options.seed)
+    generator, group = torch.Generator().manual_seed(options.seed), wide.proposal.group
     for residue in analysis.residues_of(data.system):
         angles = [ramachandran(samples.x, residue) for samples in (data.weighted, wide)]
-        rows += distance_rows(named("torus-W2", residue), torus(generator), angles, data, common, options)
-    return rows + distance_rows("energy-W2", energy, [data.weighted.u, wide.u], data, common, options)
+        rows += distance_rows(named("torus-W2", residue), torus(generator), Compared(own=angles[0], reference=angles[1], group=group),
+                              data, common, options)
+    energies = Compared(own=data.weighted.u, reference=wide.u, group=group)
+    return rows + distance_rows("energy-W2", energy, energies, data, common, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What a distance is taken of.
+
+    Attributes:
+        own: [N, ...] values at the samples.
+        reference: [M, ...] values at the reference samples.
+        group: [M] their walkers, or None.
+    """
+
+    own: Tensor
+    reference: Tensor
+    group: Tensor | None
 
 
 def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
@@ -156,13 +174,14 @@ def torus(generator: torch.Generator) -> Metric:
     return lambda a, b, weights: torus_w2(systematic_draw(a, weights, len(b), generator=generator), b)
 
 
-def distance_rows(metric: str, distance: Metric, values: list[Tensor], data: Data, common: dict[str, Any],
+def distance_rows(metric: str, distance: Metric, values: Compared, data: Data, common: dict[str, Any],
                   options: argparse.Namespace) -> list[Row]:
-    """A distance of the weighted samples and of the raw ones from reference samples, and its two floors.
+    """A distance of the weighted samples and of the raw ones from reference samples, and its floors.
 
     The few negative weights of a map that folds are left out: distances have no meaning for them.
     """
-    (own, reference), weights, n = values, normalised_weights(data.weighted).clamp_min(0), min(options.distance_n, len(values[1]))
+    own, reference, weights = values.own, values.reference, normalised_weights(data.weighted).clamp_min(0)
+    n = min(options.distance_n, len(reference))
     order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(options.seed))
     goal, published = W2[metric.split(" ")[0]]
     chosen, drawable = reference[order[:n]], (~data.weighted.failed & torch.isfinite(data.weighted.u)).double()
@@ -172,6 +191,9 @@ def distance_rows(metric: str, distance: Metric, values: list[Tensor], data: Dat
     floors = {"reference against reference": lambda: noise_floor(equal, reference, n, generator=_seeded(options), repeats=FLOOR_REPEATS),
               "reference with these weights": lambda: weighted_noise_floor(
                   distance, reference, weights, n, generator=_seeded(options), repeats=FLOOR_REPEATS)}
+    if values.group is not None:
+        floors["half of the walkers against the others"] = lambda: grouped_noise_floor(
+            equal, reference, values.group, n, generator=_seeded(options), repeats=FLOOR_REPEATS)
     for name, floor in floors.items():
         try:
             rows.append(estimate_row(f"{metric}, floor: {name}, {n} samples", floor(), **common))

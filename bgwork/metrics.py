@@ -161,6 +161,35 @@ def weighted_noise_floor(metric: Callable[[Tensor, Tensor, Tensor], float], refe
     return Estimate(value=values.mean().item(), stderr=values.std().item(), n_eff=n)
 
 
+def grouped_noise_floor(metric: Callable[[Tensor, Tensor], float], reference: Tensor, group: Tensor, n: int, *,
+                        generator: torch.Generator, repeats: int = 5) -> Estimate:
+    """The metric between n samples of one half of the chains and n of the other: rows of a short chain share its error.
+
+    Halves scatter twice as much about each other as all chains do about the truth, if that error and not n is what shows.
+
+    Args:
+        metric: such as `torus_w2`.
+        reference: [M, ...] reference samples; group: [M] their chains.
+        n: samples on each side.
+    Returns:
+        Mean over the repeats, and as stderr the spread of a single one.
+    Raises:
+        ValueError: if there are fewer than four chains, or a half holds fewer than n samples.
+    """
+    chains, values = group.unique(), []
+    if len(chains) < 4 or repeats < 2:
+        raise ValueError(f"a noise floor between halves of chains needs four of them and two repeats, got {len(chains)} and {repeats}")
+    for _ in range(repeats):
+        first = chains[torch.randperm(len(chains), generator=generator)[: len(chains) // 2]]
+        inside = torch.isin(group, first)
+        halves = [reference[rows][torch.randperm(int(rows.sum()), generator=generator)[:n]] for rows in (inside, ~inside)]
+        if min(map(len, halves)) < n:
+            raise ValueError(f"half of the {len(chains)} chains hold {min(map(len, halves))} samples, {n} are needed")
+        values.append(metric(*halves))
+    values = torch.tensor(values, dtype=torch.float64)
+    return Estimate(value=values.mean().item(), stderr=values.std().item(), n_eff=n)
+
+
 def aligned_square_distance(x: Tensor, y: Tensor) -> Tensor:
     """|x - P y R|^2 at the best permutation and rotation or reflection, pair by pair, [B]; x and y are mean-free [B, n, d].
 

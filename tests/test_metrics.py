@@ -13,6 +13,7 @@ from bgwork.metrics import (
     aligned_square_distance,
     energy_w2,
     geometric_w2,
+    grouped_noise_floor,
     noise_floor,
     systematic_draw,
     torus_w2,
@@ -205,3 +206,19 @@ def test_noise_floor_of_clusters_and_its_limits():
         noise_floor(geometric_w2, reference, 40, generator=torch.Generator())
     with pytest.raises(ValueError, match="same number"):
         geometric_w2(reference[:30], reference[:29])
+
+
+def test_noise_floor_between_chains_shows_what_chains_share():
+    """Chains with an offset of their own: halves of 20 differ by sqrt(2 / 10) times its spread; random halves do not."""
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(20).repeat_interleave(400)
+    reference = torch.randn(8000, generator=generator, dtype=torch.float64) + 0.5 * torch.randn(20, generator=generator).double()[group]
+    random = noise_floor(energy_w2, reference, 3000, generator=torch.Generator().manual_seed(1), repeats=20)
+    chains = grouped_noise_floor(energy_w2, reference, group, 3000, generator=torch.Generator().manual_seed(1), repeats=20)
+    assert 2 * random.value < chains.value < 0.5
+    alone = grouped_noise_floor(energy_w2, reference, torch.arange(8000) % 20, 3000, generator=torch.Generator().manual_seed(1), repeats=20)
+    assert abs(alone.value - random.value) < 4 * (alone.stderr**2 + random.stderr**2) ** 0.5 / 20**0.5
+    with pytest.raises(ValueError, match="half of the 20 chains hold 4000 samples, 5000 are needed"):
+        grouped_noise_floor(energy_w2, reference, group, 5000, generator=torch.Generator())
+    with pytest.raises(ValueError, match="needs four of them"):
+        grouped_noise_floor(energy_w2, reference, group // 7, 5, generator=torch.Generator())
