@@ -179,14 +179,17 @@ def anneal(
 def transport(
     source: Source, recipe: Recipe = None, out: Out = None,
     n: Annotated[int | None, typer.Option("-n", help="Configurations.", show_default="all the map was not learned on")] = None,
+    data: Annotated[Path | None, typer.Option(help="Configurations of the other energy.",
+                                              show_default="runs/OTHER/reference/samples.npz")] = None,
 ) -> None:
     """Another energy's equilibrium data, moved by the map of a "targeted" generator and weighed for this energy; and the report.
 
     One energy a configuration, and no chain: averages and free-energy differences of an energy that is dear (not log Z).
 
-    Example: `bgwork transport ala2-xtb --recipe targeted`, after `bgwork reference ala2-vacuum -n 40000`
+    Example: `bgwork transport ala2-xtb --recipe targeted`, after `bgwork reference ala2-vacuum -n 40000`; or `--data` of an independent run,
+    which a map whose training data descend from the former needs
     """
-    moved = find_transport(source, n=n, recipe=recipe, folder=out)
+    moved = find_transport(source, n=n, recipe=recipe, data=data, folder=out)
     workflow.sample(moved, accept=())
     workflow.keep_or_write_report(moved)
 

@@ -156,8 +156,8 @@ def origin_of(start: Proposal | WeightedSamples) -> str:
     return f"{origin.system}, {origin.method} and drawn by weight"
 
 
-def equilibrium_set(system: System, other: System) -> Proposal:
-    """Equilibrium configurations of another energy of the same molecule.
+def equilibrium_set(system: System, other: System, path: Path | None = None) -> Proposal:
+    """Equilibrium configurations of another energy of the same molecule, from a file or from where `bgwork reference` puts them.
 
     Raises:
         ReferenceError: if there are none, they carry weights, or it is another molecule.
@@ -165,7 +165,7 @@ def equilibrium_set(system: System, other: System) -> Proposal:
     molecules = system.topology is not None and other.topology is not None
     if system.space != other.space or (molecules and not system.topology.same_molecule(other.topology)):
         raise ReferenceError(f"{other.name} is not the molecule of {system.name}, atom by atom; name another system to start from")
-    path = data_of(other.name)
+    path = path or data_of(other.name)
     if not path.exists():
         raise ReferenceError(f"{system.name} starts from {other.name}, of which there are no data at {path}; make some with "
                              f"`bgwork reference {other.name}`")
@@ -173,4 +173,6 @@ def equilibrium_set(system: System, other: System) -> Proposal:
     if isinstance(source, WeightedSamples) or source.density is not Density.UNNORMALISED or source.space != system.space:
         raise ReferenceError(f"{path} holds weighted samples of a generator, not equilibrium data on {system.space}; make those with "
                              f"`bgwork reference {other.name}`")
+    if source.origin.system != other.name:
+        raise ReferenceError(f"{path} holds configurations of {source.origin.system}, not of {other.name}; give data of that system")
     return source

@@ -60,13 +60,15 @@ class Transported:
         write_sampling(self.folder, {"system": str(self.system.path)} | self.settings)
 
 
-def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | None = None, folder: Path | None = None) -> Transported:
+def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | None = None, data: Path | None = None,
+                   folder: Path | None = None) -> Transported:
     """The transport by the map of a generator that was learned by targeted perturbation.
 
     Args:
         name_or_path: a system's name (its shipped generator), a training run's folder, or a .safetensors file.
         n: configurations, spread evenly over those that the map was not learned on; by default all of them.
         recipe: which of a system's shipped generators.
+        data: configurations of the other system, such as those of an independent run; by default runs/<other>/reference/samples.npz.
         folder: where results go; by default runs/<system>/transported.
     Raises:
         RunError: if the generator has no such map, or there are fewer configurations.
@@ -81,9 +83,9 @@ def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | Non
     learned_on = store.load_checkpoint(path)[1].get("start_data")
     if learned_on is None:
         raise RunError(f"{path} does not say which data its map was learned on; train it anew")
-    data = equilibrium_set(system, other)
-    source = data.take(rows_to_weigh(data, learned_on=learned_on))
-    left_out = len(data) - len(source)
+    known = equilibrium_set(system, other, data)
+    source = known.take(rows_to_weigh(known, learned_on=learned_on))
+    left_out = len(known) - len(source)
     if n is not None:
         check_count(n)
         if n > len(source):
@@ -91,6 +93,6 @@ def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | Non
                            f"fewer, or make more with `bgwork reference {other.name}`")
         source = source.take(torch.linspace(0, len(source) - 1, n, dtype=torch.float64).round().long())
     settings = {"generator": str(path), "generator_fingerprint": trained.origin.config_hash, "start": other.name, "n": len(source),
-                "recipe": trained.origin.method.split()[-1]}
+                "recipe": trained.origin.method.split()[-1], **({"data": str(data)} if data else {})}
     return Transported(folder=folder or RUNS / system.name / "transported", system=system, source=source, map=trained.network.map,
                        left_out=left_out, settings=settings)

@@ -204,6 +204,19 @@ def test_moved_configurations_carry_the_change_of_volume(systems, beside_data):
     torch.testing.assert_close(proposal.log_q, -systems[0].target.u(found.source.x) - log_det, rtol=0, atol=1e-3)
 
 
+def test_data_of_an_independent_run_are_weighed_as_a_whole(beside_data):
+    """No row is left out of data that the map has never seen, and data of another energy are refused."""
+    trained()
+    data = reference_samples(load_system("ala2-vacuum"))
+    store.save_samples(Path("other.npz"), data.take(torch.arange(0, len(data), 2)))
+    found = find_transport("made", data=Path("other.npz"))
+    assert found.left_out == 0 and len(found.source) == len(data) // 2 and found.settings["data"] == "other.npz"
+    moved = call("transport", "made", "-n", "40", "--data", "other.npz", "--out", "moved")
+    assert moved.exit_code == 0 and len(weighted_samples(Path("moved"))) == 40, (moved.output, moved.exception)
+    refused(call("transport", "made", "--data", str(load_system("ala2-obc2").path / "reference.npz")), "of ala2-obc2, not of ala2-vacuum")
+    refused(call("transport", "made", "--data", "nothing.npz"), "no data at nothing.npz")
+
+
 def test_flows_are_trained_on_with_data_taken_back_through_the_map(beside_data, tmp_path):
     trained()
     system = load_system("ala2-obc2")
