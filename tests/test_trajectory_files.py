@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bgwork import trajectories
+from bgwork.reference_trajectory import from_trajectory
 from bgwork.system import load_system, reference_samples
 from bgwork.trajectories import TrajectoryError, check_structure, read_trajectory
 
@@ -107,3 +108,8 @@ def test_hdf5_in_a_unit_that_is_not_known(system, hdf5, x):
 def test_lengths_in_another_unit_are_called_so(system, x, scale, found, due):
     with pytest.raises(TrajectoryError, match=f"bonds are {scale:g}.* times as long .* in {found} where the file's format has {due}"):
         check_structure(x * scale, topology=system.topology, structure=system.structure)
+
+
+def test_torsions_of_a_molecule_are_not_called_no_molecule(tmp_path):
+    with pytest.raises(TrajectoryError, match="ala2-torsions is a molecule of fixed bonds and angles.*in Cartesian coordinates only"):
+        from_trajectory(load_system("ala2-torsions"), tmp_path / "a.dcd", frame_time=1.0, temperature=300.0)
