@@ -17,7 +17,22 @@ from bgwork.endings import Commands, interrupt_once
 from bgwork.export import FORMATS
 from bgwork.memory import keep_freed_memory
 from bgwork.new_system import NewSystem, new_system
-from bgwork.options import Accept, Compiled, Integrator, N, OtherSystem, Out, Recipe, SamplerKeys, Seed, Source, Steps, SystemName, Weights
+from bgwork.options import (
+    Accept,
+    Compiled,
+    Integrator,
+    N,
+    OtherSystem,
+    Out,
+    Recipe,
+    SamplerKeys,
+    Seed,
+    Source,
+    Stem,
+    Steps,
+    SystemName,
+    Weights,
+)
 from bgwork.recipes import default_recipe
 from bgwork.relaxed import Relaxation
 from bgwork.runs import SampleSettings, find_run
@@ -222,8 +237,7 @@ def export(
     samples: Annotated[Path, typer.Argument(help="samples.npz, or the folder of a run.")],
     kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "npz",
     n: Annotated[int | None, typer.Option("--resample", help="So many frames of equal weight instead of weighted samples.")] = None,
-    seed: Seed = 0, out: Annotated[Path | None, typer.Option(help="Path without suffix.", show_default="beside the samples")] = None,
-    system: OtherSystem = None,
+    seed: Seed = 0, out: Stem = None, system: OtherSystem = None,
 ) -> None:
     """Write samples and weights for other programs: trajectories with a weights file, or arrays.
 

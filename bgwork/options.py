@@ -9,6 +9,19 @@ import typer
 
 from bgwork.records import Density
 
+
+def stem_of(text: str) -> Path:
+    """A path without suffix; one that ends like a folder would lose its last stroke, and name a file beside it.
+
+    Raises:
+        BadParameter: for a folder's name.
+    """
+    if text.endswith("/"):
+        raise typer.BadParameter(f"{text!r} names a folder; --out is a path without suffix, such as {text}samples")
+    return Path(text)
+
+
+
 OWN = "the generator's own"
 SystemName = Annotated[str, typer.Argument(metavar="SYSTEM", help="Name (see `bgwork systems`) or path of a system's folder.")]
 Source = Annotated[str, typer.Argument(metavar="SYSTEM|RUN", help="A system (its shipped generator), a trained run, or a generator file.")]
@@ -28,4 +41,6 @@ Compiled = Annotated[bool, typer.Option("--compiled", help="Compile Jacobians fi
 SamplerKeys = Annotated[list[str] | None, typer.Option(
     "--set", metavar="sampler.KEY=VALUE", help="Override a key of the recipe's [sampler] table, such as its grid; repeatable.")]
 Accept = Annotated[list[Density] | None, typer.Option(help="Weigh samples of this density although it is improper; recorded as an edit.")]
+Stem = Annotated[Path | None, typer.Option(
+    "--out", parser=stem_of, metavar="PATH", help="Path without suffix.", show_default="beside the samples")]
 OtherSystem = Annotated[str | None, typer.Option("--system", help="System, where it is not the one that the samples name.")]
