@@ -215,7 +215,7 @@ def _read_pdb_models(path: Path) -> np.ndarray:
 def _read_hdf5(path: Path) -> np.ndarray:
     """mdtraj's HDF5: coordinates in nm. Read by h5py, since mdtraj itself asks for PyTables."""
     if importlib.util.find_spec("h5py") is None:
-        raise TrajectoryError("HDF5 trajectories are read by h5py, which is not installed; `pip install h5py`, or convert to DCD")
+        raise TrajectoryError("HDF5 trajectories are read by h5py, which is not installed; `pip install 'bgwork[md]'`, or convert to DCD")
     import h5py
 
     try:
