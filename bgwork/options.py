@@ -9,6 +9,32 @@ import typer
 
 from bgwork.records import Density
 
+OF_SAMPLING = {"n": "-n", "seed": "--seed"}  # what says how reference data are drawn,
+OF_TRAJECTORIES = {"top": "--top", "frame_time": "--frame-time", "temperature": "--temperature"}  # and what belongs to a trajectory
+
+
+class OptionError(ValueError):
+    """Options that do not go together."""
+
+
+def check_together(context: typer.Context, trajectory: Path | None) -> None:
+    """Refuse what `bgwork reference` would have no use for, and a trajectory without what it does not say itself.
+
+    Args:
+        context: of the command, which knows what was given and what is a default.
+        trajectory: that reference data are taken from, or None if they are drawn.
+    Raises:
+        OptionError: naming the options.
+    """
+    given = {name for name in context.params if context.get_parameter_source(name).name != "DEFAULT"}
+    idle = [text for name, text in (OF_TRAJECTORIES if trajectory is None else OF_SAMPLING).items() if name in given]
+    if idle and trajectory is None:
+        raise OptionError(f"{', '.join(idle)} would say something of a trajectory, and there is none; add --from, or leave it out")
+    if idle:
+        raise OptionError(f"all frames of {trajectory} are taken over, and nothing is drawn; leave out {', '.join(idle)}")
+    if trajectory is not None and not {"frame_time", "temperature"} <= given:
+        raise OptionError("a trajectory says neither how far apart its frames are nor how hot it was; add --frame-time and --temperature")
+
 
 def stem_of(text: str) -> Path:
     """A path without suffix; one that ends like a folder would lose its last stroke, and name a file beside it.
