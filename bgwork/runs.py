@@ -182,6 +182,14 @@ def draw(run: Drawing, *, progress: Progress, note: Note) -> Proposal | Weighted
     return proposal
 
 
+def kept_of(run: Drawing) -> str:
+    """What an interruption of `draw` has left, in words."""
+    kept = PartialSamples(folder=run.folder, fingerprint=run.fingerprint)
+    if kept.found:
+        return f"{kept.found} samples are kept in {kept.path}, and the same command goes on with them"
+    return "nothing was stored, and the same command begins anew"
+
+
 def finish(run: Drawing, samples: Proposal | WeightedSamples, *, accept: Collection[Density]) -> WeightedSamples:
     """Energies, and with them weights, added to stored samples that have none yet."""
     if isinstance(samples, WeightedSamples):

@@ -13,6 +13,7 @@ from torch import Tensor
 from bgwork import held_out, joined, runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.baselines import Chains, baselines, to_json
+from bgwork.endings import Interrupted
 from bgwork.export import XTC_NOTE, export_samples, samples_file
 from bgwork.generators import generator_path, shipped_generators
 from bgwork.learning import BASELINES_FILE, training_record
@@ -26,10 +27,6 @@ from bgwork.reweighting import ess, log_z, max_weight, resample
 from bgwork.runs import RUNS, Drawing, Run
 from bgwork.system import System, load_system
 from bgwork.workflow_data import reference
-
-
-class Interrupted(Exception):
-    """Ctrl-C, with what was saved and how to go on."""
 
 
 def show_systems(systems: Sequence[System]) -> None:
@@ -151,12 +148,19 @@ def with_generator(source: str, recipe: str | None) -> str:
 
 
 def sample(run: Drawing, *, accept: Collection[Density]) -> WeightedSamples:
-    """Draw, weigh and store."""
+    """Draw, weigh and store.
+
+    Raises:
+        Interrupted: on Ctrl-C while drawing, with what is kept of it.
+    """
     store.ensure_writable(run.folder)
     if isinstance(run, Run) and run.remark:
         terminal.note(run.remark)
     with terminal.progress(f"Sampling {run.system.name}") as tick:
-        samples = runs.draw(run, progress=tick, note=terminal.note)
+        try:
+            samples = runs.draw(run, progress=tick, note=terminal.note)
+        except KeyboardInterrupt:
+            raise Interrupted(runs.kept_of(run)) from None
     weighted = runs.finish(run, samples, accept=accept)
     terminal.say(f"{len(weighted)} weighted samples in {run.folder / runs.SAMPLES_FILE}")
     terminal.say(quality(weighted))
