@@ -212,9 +212,9 @@ def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSam
     Raises:
         RunError: if the file holds energies of something else than the system asked for, or is a trajectory.
     """
-    if is_trajectory(path):
-        raise RunError(f"{path} is a trajectory, which has no weights; `bgwork reference SYSTEM --from {path}` takes it over as reference "
-                       "data, if it is equilibrium dynamics of the system")
+    if is_trajectory(path) and not path.is_dir():
+        raise RunError(f"{path} is a trajectory or an export, and no {SAMPLES_FILE}, which this reads; `bgwork reference SYSTEM "
+                       f"--from {path}` takes it over as reference data, if it is equilibrium dynamics of the system")
     samples = store.load_samples(path / SAMPLES_FILE if path.is_dir() else path)
     if isinstance(samples, WeightedSamples):
         if system is not None and samples.target != system.target.name:

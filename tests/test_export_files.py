@@ -132,6 +132,11 @@ def test_a_trajectory_is_no_samples_file(toy, command, name):
     assert "pickle" not in result.stderr
 
 
+def test_a_runs_folder_may_be_called_like_a_trajectory(run):
+    folder = run.rename(run.parent / "run.dcd")
+    assert call("export", folder).exit_code == 0
+
+
 def test_a_report_of_a_file_is_refused_before_any_work(run, monkeypatch):
     monkeypatch.setattr("bgwork.runs.weighted_samples", lambda *_, **__: pytest.fail("read the samples"))
     refused(call("report", run / "samples.npz"), "is a file", f"give {run}")
