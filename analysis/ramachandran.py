@@ -108,7 +108,7 @@ for name, found in analysis.delta_f_of(warmer).items():
 
 # %% [markdown]
 # ## In three dimensions
-# A few equilibrium frames, drawn by weight: in a notebook with py3Dmol (`pip install py3Dmol`) they move; otherwise they go to a PDB file.
+# A few equilibrium frames, drawn by weight: in a notebook with py3Dmol (`bgwork[notebook]`) they move; otherwise they go to a PDB file.
 
 # %%
 frames = resample(weighted.magnitudes, 8, generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,7 @@ from bgwork.retarget import Retargeted, retarget_temperature
 from bgwork.reweighting import weigh
 from bgwork.samplers.diagnosis import Diagnosis, ReferenceSet
 from bgwork.system import System, load_system
-from bgwork.trajectories import READERS
+from bgwork.trajectories import is_trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def load(source: Source) -> Data:
     Raises:
         ValueError: for files that cannot be used, or a trajectory without its system and frame time.
     """
-    if source.path.suffix in READERS:
+    if is_trajectory(source.path):
         return _load_trajectory(source)
     known = load_system(source.system) if source.system else None
     weighted = runs.weighted_samples(source.path, system=known)

@@ -8,7 +8,11 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from bgwork import terminal, workflow
+from bgwork import terminal
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with what was saved and how to go on."""
 
 
 class Commands(TyperGroup):
@@ -20,12 +24,11 @@ class Commands(TyperGroup):
         except ValueError as error:
             terminal.error(str(error))
             raise typer.Exit(2) from None
-        except workflow.Interrupted as interruption:
+        except Interrupted as interruption:
             terminal.error(f"interrupted; {interruption}")
             raise typer.Exit(130) from None
         except KeyboardInterrupt:
-            terminal.error("interrupted; files are written whole or not at all, so the same command can simply be given again, and goes on "
-                           "with what it has stored")
+            terminal.error("interrupted; files are written whole or not at all, so the same command can simply be given again")
             raise typer.Exit(130) from None
 
 

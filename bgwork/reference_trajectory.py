@@ -75,7 +75,9 @@ def from_trajectory(system: System, path: Path, *, frame_time: float, temperatur
 
 def _check_settings(system: System, frame_time: float, temperature: float) -> None:
     if system.topology is None:
-        raise TrajectoryError(f"{system.name} is not a molecule; trajectories are taken over for molecules only")
+        torsions = system.energy == "torsion-angles"
+        what = "a molecule of fixed bonds and angles, whose configurations are torsions" if torsions else "not a molecule"
+        raise TrajectoryError(f"{system.name} is {what}; trajectories are taken over for molecules in Cartesian coordinates only")
     if not 0 < frame_time < math.inf:
         raise TrajectoryError(f"the time between frames must be positive, got {frame_time} ps")
     ours = system.target.kT / units.GAS_CONSTANT

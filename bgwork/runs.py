@@ -35,6 +35,7 @@ from bgwork.samplers.compiled import compiled
 from bgwork.samplers.executed import ExecutedMap
 from bgwork.store import RUNS, SAMPLES_FILE
 from bgwork.system import System, load_system
+from bgwork.trajectories import is_trajectory
 
 SETTINGS_FILE = "sampling.toml"
 ON_PATHS = ("path", "directional")
@@ -181,6 +182,14 @@ def draw(run: Drawing, *, progress: Progress, note: Note) -> Proposal | Weighted
     return proposal
 
 
+def kept_of(run: Drawing) -> str:
+    """What an interruption of `draw` has left, in words."""
+    kept = PartialSamples(folder=run.folder, fingerprint=run.fingerprint)
+    if kept.found:
+        return f"{kept.found} samples are kept in {kept.path}, and the same command goes on with them"
+    return "nothing was stored, and the same command begins anew"
+
+
 def finish(run: Drawing, samples: Proposal | WeightedSamples, *, accept: Collection[Density]) -> WeightedSamples:
     """Energies, and with them weights, added to stored samples that have none yet."""
     if isinstance(samples, WeightedSamples):
@@ -201,8 +210,11 @@ def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSam
         path: samples.npz or its folder.
         system: whose energy is used; by default the one named in the file.
     Raises:
-        RunError: if the file holds energies of something else than the system asked for.
+        RunError: if the file holds energies of something else than the system asked for, or is a trajectory.
     """
+    if is_trajectory(path) and not path.is_dir():
+        raise RunError(f"{path} is a trajectory or an export, and no {SAMPLES_FILE}, which this reads; `bgwork reference SYSTEM "
+                       f"--from {path}` takes it over as reference data, if it is equilibrium dynamics of the system")
     samples = store.load_samples(path / SAMPLES_FILE if path.is_dir() else path)
     if isinstance(samples, WeightedSamples):
         if system is not None and samples.target != system.target.name:
@@ -210,6 +222,17 @@ def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSam
             raise RunError(f"{path} holds energies of {samples.target!r}, not of {system.target.name!r}; {remedy}")
         return samples
     return weigh(samples, (system or load_system(samples.origin.system)).target)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a file where the folder of a run is asked for.
+
+    Raises:
+        RunError: naming the folder.
+    """
+    if folder.is_file():
+        remedy = f"give {folder.parent}" if folder.name == SAMPLES_FILE else f"put it, as {SAMPLES_FILE}, into one of its own"
+        raise RunError(f"{folder} is a file, and a report is of a folder, where it goes; {remedy}")
 
 
 def provenance() -> dict[str, Any]:

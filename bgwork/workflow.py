@@ -13,7 +13,8 @@ from torch import Tensor
 from bgwork import held_out, joined, runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.baselines import Chains, baselines, to_json
-from bgwork.export import export_samples, samples_file
+from bgwork.endings import Interrupted
+from bgwork.export import XTC_NOTE, export_samples, samples_file
 from bgwork.generators import generator_path, shipped_generators
 from bgwork.learning import BASELINES_FILE, training_record
 from bgwork.pareto import tail_limit, tail_shape
@@ -26,10 +27,6 @@ from bgwork.reweighting import ess, log_z, max_weight, resample
 from bgwork.runs import RUNS, Drawing, Run
 from bgwork.system import System, load_system
 from bgwork.workflow_data import reference
-
-
-class Interrupted(Exception):
-    """Ctrl-C, with what was saved and how to go on."""
 
 
 def show_systems(systems: Sequence[System]) -> None:
@@ -151,12 +148,19 @@ def with_generator(source: str, recipe: str | None) -> str:
 
 
 def sample(run: Drawing, *, accept: Collection[Density]) -> WeightedSamples:
-    """Draw, weigh and store."""
+    """Draw, weigh and store.
+
+    Raises:
+        Interrupted: on Ctrl-C while drawing, with what is kept of it.
+    """
     store.ensure_writable(run.folder)
     if isinstance(run, Run) and run.remark:
         terminal.note(run.remark)
     with terminal.progress(f"Sampling {run.system.name}") as tick:
-        samples = runs.draw(run, progress=tick, note=terminal.note)
+        try:
+            samples = runs.draw(run, progress=tick, note=terminal.note)
+        except KeyboardInterrupt:
+            raise Interrupted(runs.kept_of(run)) from None
     weighted = runs.finish(run, samples, accept=accept)
     terminal.say(f"{len(weighted)} weighted samples in {run.folder / runs.SAMPLES_FILE}")
     terminal.say(quality(weighted))
@@ -192,6 +196,7 @@ def keep_or_write_report(run: Drawing) -> None:
 
 def report(folder: Path, system: System | None) -> None:
     """Write the report and print its tables."""
+    runs.check_folder(folder)
     weighted = runs.weighted_samples(folder, system=system)
     system = system or load_system(weighted.proposal.origin.system)
     density = held_out.stored_density(folder, system, made_with=weighted.proposal.origin.config_hash)
@@ -267,10 +272,16 @@ def export(path: Path, system: System | None, *, kind: str, n: int | None, seed:
     weighted = weighted if n is None else resample(weighted, n, generator=torch.Generator().manual_seed(seed))
     source = path / runs.SAMPLES_FILE if path.is_dir() else path
     stem = stem or source.with_name("exported" if n is None else "equilibrium")
-    if samples_file(stem, kind).resolve() == source.resolve():
+    samples = samples_file(stem, kind)
+    if samples.resolve() == source.resolve():
         raise ValueError(f"{source} is what would be exported, and would be lost; give another --out than {stem}")
+    replaced = samples.exists()
     for written in export_samples(weighted, system, stem, kind=kind):
         terminal.say(f"Saved {written}")
+    if replaced:
+        terminal.note(f"replaced {samples}, which had been there before")
+    if kind == "xtc":
+        terminal.note(XTC_NOTE)
 
 
 def retarget(path: Path, system: System | None, *, factor: float) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from bgwork import reference as reference_data
 from bgwork import runs, store, tables, terminal
+from bgwork.endings import Interrupted
 from bgwork.molecule import TransferSection
-from bgwork.records import Proposal, WeightedSamples
+from bgwork.records import Estimate, Proposal, WeightedSamples
 from bgwork.reference_checks import ReferenceError, ReferenceRun, data_of
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.relaxed import Relaxation, equilibrium_set, weighted_start
@@ -15,23 +22,76 @@ from bgwork.relaxed import relax as relaxed_configurations
 from bgwork.store import RUNS
 from bgwork.system import System, load_system
 
+XTC_STEP = 0.001  # nm
+ROUNDED = 500  # frames at most that are looked at, since their energies may be dear
+
 
 def reference(system: System, n: int, *, seed: int, folder: Path | None = None) -> None:
-    """Generate reference data, show the checks, and save if they passed."""
+    """Generate reference data, show the checks, and save if they passed.
+
+    Raises:
+        ReferenceError: if other data lie in the folder.
+        Interrupted: on Ctrl-C, before anything is saved.
+    """
     folder = folder or data_of(system.name).parent
+    check_replaceable(folder, {"system": system.name, "n": n, "seed": seed, "settings": system.reference.model_dump()})
     store.ensure_writable(folder)
     with terminal.progress(f"Reference {system.name}") as tick:
-        made = reference_data.generate(system, n, seed=seed, progress=tick)
+        try:
+            made = reference_data.generate(system, n, seed=seed, progress=tick)
+        except KeyboardInterrupt:
+            raise Interrupted(f"no reference data were saved, {folder} is as it was, and the same command begins anew") from None
     save_reference(made, system, folder)
 
 
 def reference_from(system: System, trajectory: Path, *, frame_time: float, temperature: float, top: Path | None = None,
                    folder: Path | None = None) -> None:
-    """Take over a user's own trajectory as reference data, show the checks, and save if they passed."""
+    """Take over a user's own trajectory as reference data, show the checks, and save if they passed.
+
+    Raises:
+        ReferenceError: if other data lie in the folder.
+    """
     folder = folder or data_of(system.name).parent
+    asked = {"system": system.name, "file": str(trajectory), "frame_time_ps": frame_time, "temperature_K": temperature}
+    check_replaceable(folder, asked)
     store.ensure_writable(folder)
     made = from_trajectory(system, trajectory, frame_time=frame_time, temperature=temperature, top=top)
+    if trajectory.suffix.lower() == ".xtc":
+        note = f"{made.proposal.note}; {rounding_remark(system, made.proposal)}"
+        made = replace(made, proposal=replace(made.proposal, note=note))
     save_reference(made, system, folder)
+
+
+def check_replaceable(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse to replace samples by reference data made in another way; made in the same way, they may take their place.
+
+    Args:
+        folder: where they would go.
+        asked: what reference.json will say of how they were made, as far as that is known before.
+    Raises:
+        ReferenceError: naming what lies there.
+    """
+    path = folder / runs.SAMPLES_FILE
+    if not path.exists():
+        return
+    record = folder / "reference.json"
+    known = store.read_json(record) if record.exists() else {}
+    known = known if isinstance(known, dict) else {}
+    if any(known.get(name) != value for name, value in json.loads(json.dumps(asked)).items()):
+        made_by = f"{known.get('n')} configurations made by `{known.get('command')}`"
+        found = made_by if known else "samples, and nothing says how they were made"
+        raise ReferenceError(f"{path} holds {found}; give another --out, or move {folder} away")
+
+
+def rounding_remark(system: System, frames: Proposal) -> str:
+    """What rounding to a thousandth of a nm did to the energies, estimated from what doing so once more, on a shifted grid, would do."""
+    x = frames.x[torch.linspace(0, len(frames) - 1, min(len(frames), ROUNDED)).long()]
+    noise = XTC_STEP * (torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype) - 0.5)
+    shift = system.target.u(system.space.project(x + noise)) - system.target.u(x)
+    shift = shift[shift.isfinite()]
+    estimate = Estimate(value=shift.mean().item(), stderr=(shift.std() / len(shift) ** 0.5).item(), n_eff=float(len(shift)))
+    return (f"XTC holds coordinates at the precision of {XTC_STEP:g} nm, which shifts the reduced energies of these frames by about "
+            f"{tables.estimate(estimate)} kT; DCD or HDF5 keep what energies need")
 
 
 def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
@@ -42,7 +102,10 @@ def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
     terminal.show(f"Checks of {len(made.proposal)} reference samples of {system.name}", ("check", "value", "must be below", ""), rows)
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in made.estimates.items()]
     terminal.show("Averages", ("observable", "value", "n_eff"), rows)
+    replaced = (folder / runs.SAMPLES_FILE).exists()
     reference_data.save(made, folder, command=runs.provenance()["command"])
+    if replaced:
+        terminal.note(f"replaced what had been in {folder / runs.SAMPLES_FILE}, made in the same way")
     terminal.say(f"Saved {folder / runs.SAMPLES_FILE}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from bgwork import store
-from bgwork.cli import app
+from bgwork.commands import app
 
 QUICK = ("-n", "40")
 GENERATOR = Path("systems/toy/generators/eqot-fm.safetensors")

@@ -163,7 +163,7 @@ def test_refusals(system, weighted, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=f"unknown format 'mol2'; choose one of {', '.join(FORMATS)}"):
         export_samples(weighted, system, tmp_path / "samples", kind="mol2")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match="need h5py .*npz"):
+    with pytest.raises(ExportError, match=r"need h5py.*bgwork\[md\].*npz"):
         export_samples(weighted, system, tmp_path / "samples", kind="hdf5")
     (tmp_path / "a-file").write_text("")
     with pytest.raises(store.FileError, match="cannot write"):

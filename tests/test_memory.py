@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bgwork import cli, memory
+from bgwork import commands, memory
 from bgwork.generators import load_generator
 from bgwork.samplers import batches, executed
 from bgwork.samplers.batches import rows_in_cache
@@ -17,7 +17,7 @@ from bgwork.spaces import Euclidean, MeanFree
 
 FAULTS = """
 import resource, sys, torch
-from bgwork.memory import keep_freed_memory
+from bgwork.commands import keep_freed_memory  # with all that a command imports, which shapes the heap
 torch.set_num_threads(1)
 taken = keep_freed_memory() if sys.argv[1] == "kept" else False
 def use():
@@ -39,8 +39,8 @@ def test_no_page_is_cleared_twice():
 
 def test_commands_keep_freed_memory(monkeypatch):
     called = []
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: called.append(True))
-    assert CliRunner().invoke(cli.app, ["systems"]).exit_code == 0
+    monkeypatch.setattr(commands, "keep_freed_memory", lambda: called.append(True))
+    assert CliRunner().invoke(commands.app, ["systems"]).exit_code == 0
     assert called
 
 

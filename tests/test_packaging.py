@@ -102,3 +102,25 @@ def test_modules_import_nothing_that_only_comes_with_an_extra(path):
 def test_the_package_can_be_run_as_a_module():
     run = subprocess.run([sys.executable, "-m", "bgwork", "--help"], capture_output=True, text=True, check=True)
     assert "From an energy to equilibrium averages" in run.stdout
+
+
+def held_by(extra: str) -> set[str]:
+    """Packages of an extra."""
+    return {canonical(Requirement(text).name) for text in PYPROJECT["project"]["optional-dependencies"][extra]}
+
+
+def test_messages_name_an_extra_that_holds_the_package():
+    """Every `pip install 'bgwork[extra]'` that a missing package is answered with, beside the name that was looked for."""
+    pattern, found = r"""find_spec\("(\w+)"\)(?:(?!find_spec)[\s\S])*?pip install '?([\w\[\]]+)""", []
+    for path in sorted((ROOT / "bgwork").rglob("*.py")):
+        for package, advised in re.findall(pattern, path.read_text(encoding="utf-8")):
+            extra = re.fullmatch(r"bgwork\[(\w+)\]", advised)
+            assert extra and canonical(package) in held_by(extra[1]), (path, package, advised)
+            found.append(package)
+    assert {"mdtraj", "h5py", "tblite"} <= set(found)
+
+
+def test_the_notebook_extra_holds_what_the_notebook_looks_for():
+    text = (ROOT / "analysis" / "ramachandran.py").read_text(encoding="utf-8")
+    wanted = set(re.findall(r'find_spec\("(\w+)"\)', text)) - {"IPython"} | {"jupytext", "ipykernel"}
+    assert "py3Dmol" in wanted and {canonical(name) for name in wanted} <= held_by("notebook")

@@ -44,7 +44,7 @@ def test_the_other_examples_run_one_after_the_other(capsys):
 def test_every_command_of_the_readme_exists():
     from typer.main import get_command
 
-    from bgwork.cli import app
+    from bgwork.commands import app
 
     known = get_command(app).commands
     named = set(re.findall(r"^    bgwork ([\w-]+)", README, flags=re.MULTILINE))
