@@ -19,7 +19,7 @@ from bgwork.molecule import ForceFieldSection, molecular_observables, read_topol
 from bgwork.recipes import load_recipe
 from bgwork.spaces import MeanFree
 from bgwork.system import SystemFileError, load_system
-from bgwork.targets.force_fields import ForceFieldError, check_residues, read_force_field, read_pdb
+from bgwork.targets.force_fields import ForceFieldError, molecule_system, read_pdb
 
 LADDER = 8  # rungs of the replica exchange, up to four times the temperature
 ROOM = 1.5  # reach of the radial basis over the longest distance in the structure, since molecules stretch out
@@ -99,7 +99,7 @@ def _made(path: Path, wanted: NewSystem) -> Path:
 def _fill(path: Path, wanted: NewSystem) -> None:
     """Write topology.pdb, force-field files of the user's own, and system.toml."""
     pdb = read_pdb(wanted.pdb)
-    check_residues(read_force_field(wanted.forcefield, wanted.solvent), pdb.topology)
+    molecule_system(pdb, forcefield=wanted.forcefield, solvent=wanted.solvent)
     shutil.copyfile(wanted.pdb, path / "topology.pdb")
     store.write_text(path / "system.toml", tomli_w.dumps(_settings(path, wanted, _forcefield(path, wanted.forcefield))))
 

@@ -84,7 +84,7 @@ def overlapping(line):
 
 @pytest.mark.parametrize(("change", "settings", "message"), [
     (lacking("HB1", "HB2"), {}, r"(?s)pdbfixer.*ALA 2: missing 2 H"),
-    (lambda line: line.replace("ALA", "LIG"), {}, r"(?s)pdbfixer.*LIG 2: unknown residue name"),
+    (lambda line: line.replace("ALA", "LIG"), {}, r"(?s)--forcefield.*LIG 2: unknown residue name"),
     (lambda line: None, {}, "holds no atoms"),
     (overlapping, {}, "atoms overlap; minimise"),
     (lambda line: line, {"forcefield": ("nothing.xml",)}, "nothing.xml cannot be loaded"),

@@ -206,6 +206,7 @@ def test_clusters_have_no_topology():
     ('"topology.pdb"', '"other.pdb"', "no PDB file .*other.pdb"),
     ('solvent = "vacuum"', 'solvent = "water"', "'vacuum' or 'obc2'.*got 'water'"),
     ("amber14/protein.ff14SB.xml", "mine.xml", "mine.xml cannot be loaded"),
+    ("amber14/protein.ff14SB.xml", 'amber99sbildn.xml", "amber99_obc.xml', "amber99_obc.xml brings an implicit solvent of its own"),
 ])
 def test_mistakes_in_a_molecule(molecule, old, new, message):
     with pytest.raises(ValueError, match=message):
