@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -65,6 +66,45 @@ def included_files(path: Path) -> Iterator[tuple[str, Path]]:
         if found is None:
             raise ForceFieldError(f"{path} includes {name!r}, which is neither beside it nor shipped with OpenMM; put it there")
         yield name, found
+
+
+def portable_name(path: Path) -> str:
+    """What a force-field file is called in a system's folder: a shipped file as OpenMM finds it, another one, copied there, by its name."""
+    folders = [folder.resolve() for folder in _shipped_folders() if folder.resolve() in path.resolve().parents]
+    return path.resolve().relative_to(folders[0]).as_posix() if folders else path.name
+
+
+def files_to_copy(names: Sequence[str]) -> dict[str, Path]:
+    """Files of the user's own, and what they include, that a system's folder needs in order to be read elsewhere.
+
+    Args:
+        names: files shipped with OpenMM, or paths.
+    Returns:
+        Where each lies, by its path relative to that folder.
+    Raises:
+        ForceFieldError: if two files would get one path, or an included one does not lie in the folder of the file that includes it.
+    """
+    places: dict[str, Path] = {}
+    for path in filter(None, map(find_file, names)):
+        _place(path, portable_name(path), places)
+    return {place: path for place, path in places.items() if not is_shipped(path)}
+
+
+def _place(path: Path, place: str, places: dict[str, Path]) -> None:
+    """Add a file and those that it includes to the places that are taken."""
+    if places.setdefault(place, path).resolve() != path.resolve():
+        raise ForceFieldError(f"{places[place]} and {path} would both be called {place} in the system's folder; rename one of them")
+    if is_shipped(path):
+        return
+    for written, included in included_files(path):
+        beside = Path(os.path.normpath(Path(place).parent / written))
+        if is_shipped(included) and written == portable_name(included):
+            _place(included, written, places)
+        elif (path.parent / written).is_file() and not beside.is_absolute() and beside.parts[0] != "..":
+            _place(included, beside.as_posix(), places)
+        else:
+            raise ForceFieldError(f"{path} includes {written!r}, which could not be found from a copy of it; put {included} into "
+                                  f"{path.resolve().parent}, and include it by its path from there")
 
 
 def _shipped_folders() -> list[Path]:

@@ -15,7 +15,8 @@ from openmm import app, unit
 from bgwork.targets.force_field_files import RECOMMENDED, ForceFieldError, check_solvent, read_force_field
 from bgwork.targets.residues import why_no_system
 
-__all__ = ["ForceFieldError", "check_system", "molecule_system", "positions_nm", "read_force_field", "read_pdb", "swap_obc2"]
+__all__ = ["ForceFieldError", "check_one_structure", "check_system", "molecule_system", "positions_nm", "read_force_field", "read_pdb",
+           "swap_obc2"]
 
 OFFSET = 0.009  # nm by which OBC2 shrinks intrinsic radii (Onufriev, Bashford and Case 2004)
 KNOWN_FORCES = (
@@ -29,16 +30,45 @@ def read_pdb(path: Path) -> app.PDBFile:
     Raises:
         ForceFieldError: if there is no such file, or it holds no atoms.
     """
+    if not any(line.startswith(("ATOM", "HETATM")) for line in _lines(path)):
+        raise ForceFieldError(f"{path} holds no atoms; give a PDB file with ATOM records")
+    try:
+        return app.PDBFile(str(path))
+    except (ValueError, IndexError, KeyError, AttributeError) as error:
+        raise ForceFieldError(f"{path} is not a readable PDB file: {error}") from error
+
+
+def _lines(path: Path) -> list[str]:
     if not Path(path).is_file():
         raise ForceFieldError(f"no PDB file {path}")
     try:
-        if not any(line.startswith(("ATOM", "HETATM")) for line in Path(path).read_text().splitlines()):
-            raise ForceFieldError(f"{path} holds no atoms; give a PDB file with ATOM records")
-        return app.PDBFile(str(path))
-    except (ValueError, IndexError, KeyError, AttributeError) as error:
-        if isinstance(error, ForceFieldError):
-            raise
+        return Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         raise ForceFieldError(f"{path} is not a readable PDB file: {error}") from error
+
+
+def check_one_structure(path: Path) -> None:
+    """Refuse a PDB file of which `read_pdb` would keep some atoms or models alone.
+
+    Args:
+        path: of the PDB file.
+    Raises:
+        ForceFieldError: if the file cannot be read, there are several models, or an atom stands in it twice.
+    """
+    lines = _lines(path)
+    models = sum(line[:6].rstrip() == "MODEL" for line in lines)
+    if models > 1:
+        raise ForceFieldError(f"{path} holds {models} models, and a system starts from one structure; keep the lines of one MODEL")
+    seen = set()
+    for line in lines:
+        if line.startswith(("ATOM", "HETATM")):
+            elsewhere = line[16:17].strip()  # an alternate location, whose residue may have another name
+            atom = line[12:16], line[21:27], "" if elsewhere else line[17:20]
+            if atom in seen:
+                name, residue = line[12:16].strip(), f"{line[17:20].strip()} {line[22:27].strip()}"
+                raise ForceFieldError(f"{path} lists atom {name} of {residue} twice; keep one of its alternate locations, "
+                                      "or give the atoms of a residue names of their own")
+            seen.add(atom)
 
 
 def molecule_system(pdb: app.PDBFile, *, forcefield: Sequence[str], solvent: str) -> openmm.System:
