@@ -25,6 +25,7 @@ from bgwork.topology import Topology
 LADDER = 8  # rungs of the replica exchange, up to four times the temperature
 ROOM = 1.5  # reach of the radial basis over the longest distance in the structure, since molecules stretch out
 BASIS = 16  # radial functions per nm
+LONGEST = 0.3  # nm; no covalent bond reaches it
 BATCH, ATOMS = 128, 22  # of the shipped alanine dipeptide; memory and time of a step grow with the batch times the pairs of atoms
 RECIPE_ABOUT = """# Flow matching from MD data: rotations and methyl turns aligned, every atom a kind of its own.
 # A start, not tuned for this molecule; compiled = true needs a C++ compiler such as g++.
@@ -75,7 +76,7 @@ def new_system(wanted: NewSystem, *, folder: Path = Path("systems")) -> Path:
     if (folder / name).exists():
         raise SystemFileError(f"{folder / name} exists; choose another name (--name), or delete it")
     if not (wanted.temperature > 0 and math.isfinite(wanted.temperature)):
-        raise SystemFileError(f"temperature must be positive, got {wanted.temperature} K")
+        raise SystemFileError(f"temperature must be positive and finite, got {wanted.temperature} K")
     with store.no_folders_left_empty(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,11 +106,34 @@ def _fill(path: Path, wanted: NewSystem) -> None:
     pdb = read_pdb(wanted.pdb)
     molecule_system(pdb, forcefield=wanted.forcefield, solvent=wanted.solvent)
     topology, structure = topology_of(pdb.topology, wanted.pdb), torch.tensor(positions_nm(pdb), dtype=torch.float64)
+    _check_structure(topology, structure)
     shutil.copyfile(wanted.pdb, path / "topology.pdb")
     for place, source in files_to_copy(wanted.forcefield).items():
         (path / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, path / place)
     store.write_text(path / "system.toml", tomli_w.dumps(_settings(wanted, topology, structure)))
+
+
+def _check_structure(topology: Topology, x: torch.Tensor) -> None:
+    """Refuse a structure [n, 3] in nm that nothing can start from.
+
+    Raises:
+        ForceFieldError: if there is one atom alone, coordinates are not numbers, two atoms coincide, or a bond is too long to be one, as
+            where residues of a chain are missing.
+    """
+    if len(topology) < 2:
+        raise ForceFieldError(f"{topology.path} holds a single atom, which has nothing to sample; give a molecule")
+    if not bool(torch.isfinite(x).all()):
+        raise ForceFieldError(f"{topology.path} has coordinates that are not numbers; repair its columns 31-54")
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf)
+    if distances.min() == 0:
+        first, second = divmod(int(distances.argmin()), len(x))
+        raise ForceFieldError(f"{topology.path}: {topology.labels[first]} and {topology.labels[second]} lie in one place: "
+                              "atoms overlap; minimise its energy first, or move one")
+    first, second = max(topology.bonds, key=lambda bond: distances[bond].item())
+    if distances[first, second] > LONGEST:
+        raise ForceFieldError(f"{topology.path}: the bond of {topology.labels[first]} and {topology.labels[second]} is "
+                              f"{distances[first, second]:.2f} nm long; complete missing residues, or end the first chain with TER")
 
 
 def _recipe(structure: torch.Tensor) -> dict[str, Any]:

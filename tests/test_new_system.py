@@ -142,6 +142,20 @@ def model(line):
     return f"MODEL        1\n{line}\nENDMDL\nMODEL        2" if line[:11] in ("ATOM      1", "HETATM    1") else line
 
 
+def placed(coordinates):
+    """All atoms at the same coordinates."""
+    return lambda line: line[:30] + coordinates + line[54:] if line.startswith(("ATOM", "HETATM")) else line
+
+
+def further(line):
+    """A residue is missing before the last."""
+    return f"{line[:30]}{float(line[30:38]) + 4:8.3f}{line[38:]}" if line.startswith(("ATOM", "HETATM")) and "NME" in line else line
+
+
+def sodium(line):
+    return "HETATM    1 NA    NA A   1       0.000   0.000   0.000  1.00  0.00          NA" if line[:11] == "HETATM    1" else None
+
+
 def overlapping(line):
     """A hydrogen of the side chain sits on the first oxygen."""
     return line[:30] + "   1.576   1.089  -0.117" + line[54:] if line[12:16].strip() == "HB1" else line
@@ -155,6 +169,10 @@ def overlapping(line):
     (twice, {}, "my.pdb lists atom HB1 of ALA 2 twice; .* give the atoms of a residue names of their own"),
     (model, {}, "my.pdb holds 2 models, .* keep the lines of one MODEL"),
     (overlapping, {}, "atoms overlap; minimise"),
+    (placed("   0.000   0.000   0.000"), {}, "my.pdb: ACE1-H1 and ACE1-CH3 lie in one place: atoms overlap"),
+    (placed("     nan   0.000   0.000"), {}, "my.pdb has coordinates that are not numbers"),
+    (further, {}, "my.pdb: the bond of ALA2-C and NME3-N is .* nm long; complete missing residues"),
+    (sodium, {"forcefield": ("amber14/tip3p.xml",)}, "my.pdb holds a single atom, .* give a molecule"),
     (lambda line: line, {"forcefield": ("nothing.xml",)}, "nothing.xml cannot be loaded"),
     (lambda line: line, {"solvent": "ethanol"}, "unknown solvent 'ethanol'"),
     (lambda line: line, {"forcefield": ("amoeba2018.xml",)}, "unsupported force terms Amoeba|do not match the force field"),
@@ -177,7 +195,7 @@ def test_two_molecules(pdb, tmp_path):
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"name": "A B"}, "cannot name a system"), ({"name": "../x"}, "cannot name a system"),
-    ({"temperature": -3.0}, "must be positive, got -3"), ({"temperature": float("nan")}, "must be positive"),
+    ({"temperature": -3.0}, "must be positive and finite, got -3"), ({"temperature": float("nan")}, "must be positive"),
 ])
 def test_settings_out_of_range(pdb, tmp_path, settings, message):
     with pytest.raises(SystemFileError, match=message):

@@ -35,7 +35,7 @@ def read_pdb(path: Path) -> app.PDBFile:
     try:
         return app.PDBFile(str(path))
     except (ValueError, IndexError, KeyError, AttributeError) as error:
-        raise ForceFieldError(f"{path} is not a readable PDB file: {error}") from error
+        raise ForceFieldError(f"{path} is not a readable PDB file: {error}; give plain text in the PDB format, not mmCIF") from error
 
 
 def _lines(path: Path) -> list[str]:
@@ -44,7 +44,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ForceFieldError(f"{path} is not a readable PDB file: {error}") from error
+        raise ForceFieldError(f"{path} is not a readable PDB file: {error}; give plain text in the PDB format, not mmCIF") from error
 
 
 def check_one_structure(path: Path) -> None:
