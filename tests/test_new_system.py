@@ -86,10 +86,10 @@ def test_what_a_force_field_includes_is_copied_too(pdb, tmp_path):
     assert found == {"base.xml", "own.xml", "sub/types.xml"}
 
 
-@pytest.mark.parametrize("given", ["amber99sbildn.xml", app.__path__[0] + "/data/amber99sbildn.xml"])
+@pytest.mark.parametrize("given", ["amber14/protein.ff14SB.xml", app.__path__[0] + "/data/amber14/protein.ff14SB.xml"])
 def test_shipped_force_fields_go_by_their_names(pdb, tmp_path, given):
     path = new_system(NewSystem(pdb=pdb(), forcefield=(given,), solvent="vacuum"), folder=tmp_path / "s")
-    assert 'forcefield = [\n    "amber99sbildn.xml",\n]' in (path / "system.toml").read_text() and not list(path.glob("*.xml"))
+    assert 'forcefield = [\n    "amber14/protein.ff14SB.xml",\n]' in (path / "system.toml").read_text() and not list(path.glob("*.xml"))
 
 
 @pytest.mark.parametrize(("files", "given", "message"), [
