@@ -34,7 +34,7 @@ from bgwork.options import (
 from bgwork.recipes import default_recipe
 from bgwork.relaxed import Relaxation
 from bgwork.runs import SampleSettings, find_run
-from bgwork.system import list_systems, load_system
+from bgwork.system import load_system, load_systems
 from bgwork.transported import find_transport
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def about() -> None:
 @app.command()
 def systems() -> None:
     """List the systems: particles, dimension, energy, generators and recipes available."""
-    workflow.show_systems([load_system(name) for name in list_systems()])
+    workflow.show_systems(*load_systems())
 
 
 @app.command()

@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,18 @@ import tomli_w
 import torch
 
 from bgwork import store
-from bgwork.molecule import ForceFieldSection, molecular_observables, read_topology
+from bgwork.molecule import molecular_observables, topology_of
 from bgwork.recipes import load_recipe
 from bgwork.spaces import MeanFree
-from bgwork.system import SystemFileError, load_system
-from bgwork.targets.force_fields import ForceFieldError, check_residues, read_force_field, read_pdb
+from bgwork.system import SystemFileError, is_shipped, load_system
+from bgwork.targets.force_field_files import files_to_copy, find_file, portable_name
+from bgwork.targets.force_fields import ForceFieldError, check_one_structure, molecule_system, positions_nm, read_pdb
+from bgwork.topology import Topology
 
 LADDER = 8  # rungs of the replica exchange, up to four times the temperature
 ROOM = 1.5  # reach of the radial basis over the longest distance in the structure, since molecules stretch out
 BASIS = 16  # radial functions per nm
+LONGEST = 0.3  # nm; no covalent bond reaches it
 BATCH, ATOMS = 128, 22  # of the shipped alanine dipeptide; memory and time of a step grow with the batch times the pairs of atoms
 RECIPE_ABOUT = """# Flow matching from MD data: rotations and methyl turns aligned, every atom a kind of its own.
 # A start, not tuned for this molecule; compiled = true needs a C++ compiler such as g++.
@@ -36,7 +38,7 @@ class NewSystem:
 
     Attributes:
         pdb: with one molecule and all its hydrogens; its order of atoms becomes the system's.
-        forcefield: files shipped with OpenMM, or paths, which are copied into the folder.
+        forcefield: files shipped with OpenMM, or paths, which are copied into the folder with all that they include.
         solvent: "vacuum" or "obc2".
         temperature: in K.
         name: of the system; by default that of the PDB file.
@@ -69,10 +71,12 @@ def new_system(wanted: NewSystem, *, folder: Path = Path("systems")) -> Path:
     name, folder = wanted.system_name, Path(folder)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise SystemFileError(f"{name!r} cannot name a system; use lower-case letters, digits, dots and hyphens (--name)")
+    if is_shipped(name):
+        raise SystemFileError(f"{name!r} is the name of a shipped system, which yours would hide; choose another name (--name)")
     if (folder / name).exists():
         raise SystemFileError(f"{folder / name} exists; choose another name (--name), or delete it")
     if not (wanted.temperature > 0 and math.isfinite(wanted.temperature)):
-        raise SystemFileError(f"temperature must be positive, got {wanted.temperature} K")
+        raise SystemFileError(f"temperature must be positive and finite, got {wanted.temperature} K")
     with store.no_folders_left_empty(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,11 +101,39 @@ def _made(path: Path, wanted: NewSystem) -> Path:
 
 
 def _fill(path: Path, wanted: NewSystem) -> None:
-    """Write topology.pdb, force-field files of the user's own, and system.toml."""
+    """Write topology.pdb, force-field files of the user's own and system.toml; all is tried where it lies first: errors name it so."""
+    check_one_structure(wanted.pdb)
     pdb = read_pdb(wanted.pdb)
-    check_residues(read_force_field(wanted.forcefield, wanted.solvent), pdb.topology)
+    molecule_system(pdb, forcefield=wanted.forcefield, solvent=wanted.solvent)
+    topology, structure = topology_of(pdb.topology, wanted.pdb), torch.tensor(positions_nm(pdb), dtype=torch.float64)
+    _check_structure(topology, structure)
     shutil.copyfile(wanted.pdb, path / "topology.pdb")
-    store.write_text(path / "system.toml", tomli_w.dumps(_settings(path, wanted, _forcefield(path, wanted.forcefield))))
+    for place, source in files_to_copy(wanted.forcefield).items():
+        (path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, path / place)
+    store.write_text(path / "system.toml", tomli_w.dumps(_settings(wanted, topology, structure)))
+
+
+def _check_structure(topology: Topology, x: torch.Tensor) -> None:
+    """Refuse a structure [n, 3] in nm that nothing can start from.
+
+    Raises:
+        ForceFieldError: if there is one atom alone, coordinates are not numbers, two atoms coincide, or a bond is too long to be one, as
+            where residues of a chain are missing.
+    """
+    if len(topology) < 2:
+        raise ForceFieldError(f"{topology.path} holds a single atom, which has nothing to sample; give a molecule")
+    if not bool(torch.isfinite(x).all()):
+        raise ForceFieldError(f"{topology.path} has coordinates that are not numbers; repair its columns 31-54")
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf)
+    if distances.min() == 0:
+        first, second = divmod(int(distances.argmin()), len(x))
+        raise ForceFieldError(f"{topology.path}: {topology.labels[first]} and {topology.labels[second]} lie in one place: "
+                              "atoms overlap; minimise its energy first, or move one")
+    first, second = max(topology.bonds, key=lambda bond: distances[bond].item())
+    if distances[first, second] > LONGEST:
+        raise ForceFieldError(f"{topology.path}: the bond of {topology.labels[first]} and {topology.labels[second]} is "
+                              f"{distances[first, second]:.2f} nm long; complete missing residues, or end the first chain with TER")
 
 
 def _recipe(structure: torch.Tensor) -> dict[str, Any]:
@@ -118,19 +150,11 @@ def _recipe(structure: torch.Tensor) -> dict[str, Any]:
         "sampler": {"integrator": "midpoint", "steps": 8, "power": 2.0}}
 
 
-def _forcefield(path: Path, names: Sequence[str]) -> list[str]:
-    """The names to write down: files of the user's own are copied beside the PDB file."""
-    own = {name: Path(name).name for name in names if Path(name).is_file()}
-    for source, copy in own.items():
-        shutil.copyfile(source, path / copy)
-    return [own.get(name, name) for name in names]
-
-
-def _settings(path: Path, wanted: NewSystem, forcefield: list[str]) -> dict[str, Any]:
+def _settings(wanted: NewSystem, topology: Topology, structure: torch.Tensor) -> dict[str, Any]:
     """The content of system.toml."""
+    forcefield = [portable_name(find_file(name)) for name in wanted.forcefield]
     energy = {"form": "force-field", "topology": "topology.pdb", "forcefield": forcefield, "solvent": wanted.solvent,
               "temperature": float(wanted.temperature)}
-    topology, structure = read_topology(ForceFieldSection(**energy).within(path))
     space = MeanFree(n=len(topology), d=3)
     spread = (space.project(structure[None]).square().sum() / space.dim).sqrt().item()
     functions = molecular_observables(topology, structure)

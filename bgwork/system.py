@@ -34,7 +34,8 @@ from bgwork.targets.chamber import Chamber
 from bgwork.targets.energies import Count, Positive, Section
 from bgwork.topology import Topology, handed_groups, stereocentres
 
-__all__ = ["Count", "Positive", "Section", "System", "SystemFileError", "list_systems", "load_system", "reference_samples"]
+__all__ = ["Count", "Positive", "Section", "System", "SystemFileError", "is_shipped", "list_systems", "load_system", "load_systems",
+           "reference_samples"]
 
 PACKAGE = Path(bgwork.__file__).parent
 
@@ -132,6 +133,22 @@ def list_systems(*, folder: Path | None = None) -> tuple[str, ...]:
     return tuple(sorted({file.parent.name for root in _roots(folder) for file in root.glob("*/system.toml")}))
 
 
+def load_systems(*, folder: Path | None = None) -> tuple[tuple[System, ...], dict[str, ValueError]]:
+    """Every system that can be loaded, and by name what is wrong with each of the others."""
+    loaded, broken = [], {}
+    for name in list_systems(folder=folder):
+        try:
+            loaded.append(load_system(name, folder=folder))
+        except ValueError as error:
+            broken[name] = error
+    return tuple(loaded), broken
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a system of this name comes with the package."""
+    return (_shipped() / name / "system.toml").exists()
+
+
 def reference_samples(system: System) -> Proposal:
     """The small equilibrium set kept with the system, from other chains than any training data; UNNORMALISED, `group` = chain.
 
@@ -154,9 +171,11 @@ def _check_observables(file: SystemFile, functions: Mapping[str, object], path: 
 
 
 def _roots(folder: Path | None) -> list[Path]:
-    shipped = PACKAGE / "_systems"
-    roots = [Path("systems"), shipped if shipped.exists() else PACKAGE.parent / "systems"]
-    return ([Path(folder)] if folder else []) + roots
+    return [*([Path(folder)] if folder else []), Path("systems"), _shipped()]
+
+
+def _shipped() -> Path:
+    return PACKAGE / "_systems" if (PACKAGE / "_systems").exists() else PACKAGE.parent / "systems"
 
 
 def _find(name_or_path: str | Path, folder: Path | None) -> Path:

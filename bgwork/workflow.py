@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +29,15 @@ from bgwork.system import System, load_system
 from bgwork.workflow_data import reference
 
 
-def show_systems(systems: Sequence[System]) -> None:
-    """The table of systems."""
+def show_systems(systems: Sequence[System], broken: Mapping[str, ValueError]) -> None:
+    """The table of systems, and what is wrong with those that cannot be loaded, by name."""
     rows = []
     for system in systems:
         generators, recipes = (", ".join(names) or tables.NONE for names in (shipped_generators(system), list_recipes(system)))
         rows.append((system.name, str(system.space.n), str(system.space.d), system.energy, generators, recipes, system.description))
     terminal.show("Systems", ("name", "particles", "dimension", "energy", "generators", "recipes", "what it is"), rows)
+    for name, error in broken.items():
+        terminal.error(f"{name} is left out: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)

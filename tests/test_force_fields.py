@@ -81,7 +81,7 @@ def test_missing_heavy_atoms(edited):
 
 def test_unknown_residue(edited):
     path = edited(lambda line: line.replace("ALA", "XYZ"))
-    with pytest.raises(ForceFieldError, match=r"(?s)pdbfixer.*XYZ 2: unknown residue name 'XYZ'"):
+    with pytest.raises(ForceFieldError, match=r"(?s)--forcefield.*XYZ 2: unknown residue name 'XYZ'"):
         molecule_system(read_pdb(path), forcefield=FF14SB, solvent="vacuum")
 
 
@@ -97,7 +97,7 @@ def test_files_that_are_no_structures(tmp_path):
 
 
 def test_force_field_not_found(pdb):
-    with pytest.raises(ForceFieldError, match="amber99/nothing.xml cannot be loaded.*such as amber14/protein.ff14SB.xml"):
+    with pytest.raises(ForceFieldError, match="amber99/nothing.xml cannot be loaded.*such as amber14/protein.ff14SB.xml, amber19"):
         molecule_system(pdb, forcefield=("amber99/nothing.xml",), solvent="vacuum")
     with pytest.raises(ForceFieldError, match="unknown solvent 'water'; known are vacuum, obc2"):
         molecule_system(pdb, forcefield=FF14SB, solvent="water")
@@ -145,8 +145,8 @@ def with_force(force=None, *, constraint=False, site=False, box=False):
 
 @pytest.mark.parametrize(("system", "message"), [
     (with_force(constraint=True), "1 constraints, .* constraints=None"),
-    (with_force(site=True), "virtual sites"),
-    (with_force(openmm.CustomExternalForce("x^2")), "unsupported force terms CustomExternalForce; supported are HarmonicBondForce"),
+    (with_force(site=True), "virtual sites.* remove water"),
+    (with_force(openmm.CustomExternalForce("x^2")), "unsupported force terms CustomExternalForce; supported are .* such as amber14"),
     (with_force(openmm.MonteCarloBarostat(1.0, 300.0)), "unsupported force terms MonteCarloBarostat"),
     (with_force(openmm.AmoebaMultipoleForce()), "unsupported force terms AmoebaMultipoleForce"),
     (with_force(box=True), "NonbondedForce are periodic"),

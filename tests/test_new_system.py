@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from openmm import app
 
 from bgwork.new_system import NewSystem, _recipe, new_system
 from bgwork.recipes import Request, default_recipe, load_recipe
@@ -62,10 +63,7 @@ def test_temperature_scales_energy_and_ladder(pdb, tmp_path):
 
 
 def test_a_force_field_of_ones_own_is_copied(pdb, tmp_path, monkeypatch):
-    import openmm.app
-
-    shipped = openmm.app.__path__[0] + "/data/amber99sbildn.xml"
-    shutil.copy(shipped, tmp_path / "own.xml")
+    shutil.copy(app.__path__[0] + "/data/amber99sbildn.xml", tmp_path / "own.xml")
     path = new_system(NewSystem(pdb=pdb(), forcefield=(str(tmp_path / "own.xml"),), solvent="vacuum"), folder=tmp_path / "s")
     (tmp_path / "own.xml").unlink()
     monkeypatch.chdir("/")
@@ -73,8 +71,89 @@ def test_a_force_field_of_ones_own_is_copied(pdb, tmp_path, monkeypatch):
     assert torch.isfinite(u).all() and (path / "own.xml").exists()
 
 
+def test_what_a_force_field_includes_is_copied_too(pdb, tmp_path):
+    """In its place relative to the copy; what OpenMM ships is not."""
+    shutil.copy(app.__path__[0] + "/data/amber99sbildn.xml", tmp_path / "base.xml")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "types.xml").write_text("<ForceField><Include file='../base.xml'/><Include file='tip3p.xml'/></ForceField>")
+    (tmp_path / "own.xml").write_text("<ForceField><Include file='sub/types.xml'/></ForceField>")
+    path = new_system(NewSystem(pdb=pdb(), forcefield=(str(tmp_path / "own.xml"),), solvent="vacuum"), folder=tmp_path / "s")
+    shutil.move(path, tmp_path / "elsewhere" / "my")
+    for file in ("base.xml", "own.xml", "sub/types.xml"):
+        (tmp_path / file).unlink()
+    assert load_system(tmp_path / "elsewhere" / "my").structure.shape == (22, 3)
+    found = {file.relative_to(tmp_path / "elsewhere" / "my").as_posix() for file in (tmp_path / "elsewhere").rglob("*.xml")}
+    assert found == {"base.xml", "own.xml", "sub/types.xml"}
+
+
+@pytest.mark.parametrize("given", ["amber14/protein.ff14SB.xml", app.__path__[0] + "/data/amber14/protein.ff14SB.xml"])
+def test_shipped_force_fields_go_by_their_names(pdb, tmp_path, given):
+    path = new_system(NewSystem(pdb=pdb(), forcefield=(given,), solvent="vacuum"), folder=tmp_path / "s")
+    assert 'forcefield = [\n    "amber14/protein.ff14SB.xml",\n]' in (path / "system.toml").read_text() and not list(path.glob("*.xml"))
+
+
+@pytest.mark.parametrize(("files", "given", "message"), [
+    ({"a/ff.xml": "", "b/ff.xml": ""}, ["a/ff.xml", "b/ff.xml"], "a/ff.xml and b/ff.xml would both be called ff.xml"),
+    ({"a/amber99sbildn.xml": ""}, ["a/amber99sbildn.xml"], "would both be called amber99sbildn.xml"),
+    ({"a/ff.xml": "tip3p.xml", "b/tip3p.xml": ""}, ["a/ff.xml", "b/tip3p.xml"], "would both be called tip3p.xml"),
+    ({"a/ff.xml": "../b/more.xml", "b/more.xml": ""}, ["a/ff.xml"], "a/ff.xml includes '../b/more.xml', which could not be found"),
+    ({"a/ff.xml": "b/more.xml", "b/more.xml": ""}, ["a/ff.xml"], "a/ff.xml includes 'b/more.xml', which could not be found from a copy"),
+    ({"a/ff.xml": "{here}/more.xml", "more.xml": ""}, ["a/ff.xml"], "more.xml', which could not be found from a copy"),
+])
+def test_force_fields_that_cannot_be_copied(pdb, tmp_path, monkeypatch, files, given, message):
+    """Two files of one name, the second of which would replace the first, and includes that only work from where the file lies."""
+    monkeypatch.chdir(tmp_path)
+    for name, included in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        include = f"<Include file='{included.format(here=tmp_path)}'/>" if included else ""
+        (tmp_path / name).write_text(f"<ForceField>{include}</ForceField>")
+    wanted = NewSystem(pdb=pdb(), forcefield=("amber99sbildn.xml", *given), solvent="vacuum")
+    with pytest.raises(ForceFieldError, match=message):
+        new_system(wanted, folder=tmp_path / "systems")
+    assert not (tmp_path / "systems").exists()
+
+
+def test_shipped_names_are_taken(pdb, tmp_path):
+    with pytest.raises(SystemFileError, match="'ala2-vacuum' is the name of a shipped system, .*--name"):
+        new_system(NewSystem(pdb=pdb(name="ALA2-vacuum.PDB"), solvent="vacuum"), folder=tmp_path / "systems")
+    assert not (tmp_path / "systems").exists()
+
+
+def test_an_upper_case_suffix(pdb, tmp_path):
+    assert load_system(new_system(NewSystem(pdb=pdb(name="MY.PDB"), solvent="vacuum"), folder=tmp_path)).name == "my"
+
+
 def lacking(*names):
     return lambda line: None if line[12:16].strip() in names or line.startswith("CONECT") else line
+
+
+def in_two_places(line):
+    """An alternate location of an atom, with another residue name as in a mixed crystal."""
+    second = line[:16] + "B" + line[17:].replace("ALA", "SER")
+    return f"{line[:16]}A{line[17:]}\n{second}" if line[12:16].strip() == "CA" else line
+
+
+def twice(line):
+    """An atom bearing its neighbour's name, as in files of a ligand from programs that name atoms after their elements."""
+    return line.replace(" HB2 ", " HB1 ")
+
+
+def model(line):
+    return f"MODEL        1\n{line}\nENDMDL\nMODEL        2" if line[:11] in ("ATOM      1", "HETATM    1") else line
+
+
+def placed(coordinates):
+    """All atoms at the same coordinates."""
+    return lambda line: line[:30] + coordinates + line[54:] if line.startswith(("ATOM", "HETATM")) else line
+
+
+def further(line):
+    """A residue is missing before the last."""
+    return f"{line[:30]}{float(line[30:38]) + 4:8.3f}{line[38:]}" if line.startswith(("ATOM", "HETATM")) and "NME" in line else line
+
+
+def sodium(line):
+    return "HETATM    1 NA    NA A   1       0.000   0.000   0.000  1.00  0.00          NA" if line[:11] == "HETATM    1" else None
 
 
 def overlapping(line):
@@ -84,9 +163,16 @@ def overlapping(line):
 
 @pytest.mark.parametrize(("change", "settings", "message"), [
     (lacking("HB1", "HB2"), {}, r"(?s)pdbfixer.*ALA 2: missing 2 H"),
-    (lambda line: line.replace("ALA", "LIG"), {}, r"(?s)pdbfixer.*LIG 2: unknown residue name"),
+    (lambda line: line.replace("ALA", "LIG"), {}, r"(?s)--forcefield.*LIG 2: unknown residue name"),
     (lambda line: None, {}, "holds no atoms"),
+    (in_two_places, {}, "my.pdb lists atom CA of SER 2 twice; keep one of its alternate locations"),
+    (twice, {}, "my.pdb lists atom HB1 of ALA 2 twice; .* give the atoms of a residue names of their own"),
+    (model, {}, "my.pdb holds 2 models, .* keep the lines of one MODEL"),
     (overlapping, {}, "atoms overlap; minimise"),
+    (placed("   0.000   0.000   0.000"), {}, "my.pdb: ACE1-H1 and ACE1-CH3 lie in one place: atoms overlap"),
+    (placed("     nan   0.000   0.000"), {}, "my.pdb has coordinates that are not numbers"),
+    (further, {}, "my.pdb: the bond of ALA2-C and NME3-N is .* nm long; complete missing residues"),
+    (sodium, {"forcefield": ("amber14/tip3p.xml",)}, "my.pdb holds a single atom, .* give a molecule"),
     (lambda line: line, {"forcefield": ("nothing.xml",)}, "nothing.xml cannot be loaded"),
     (lambda line: line, {"solvent": "ethanol"}, "unknown solvent 'ethanol'"),
     (lambda line: line, {"forcefield": ("amoeba2018.xml",)}, "unsupported force terms Amoeba|do not match the force field"),
@@ -103,13 +189,13 @@ def test_two_molecules(pdb, tmp_path):
     moved = [line.replace(" A ", " B ")[:30] + f"{float(line[30:38]) + 9:8.3f}" + line[38:] if line.startswith(("ATOM", "HETATM")) else line
              for line in text.splitlines() if not line.startswith(("CONECT", "END", "REMARK"))]
     (tmp_path / "two.pdb").write_text("\n".join([line for line in text.splitlines() if line != "END" and "CONECT" not in line] + moved))
-    with pytest.raises(ForceFieldError, match="holds 2 molecules .*ACE 4.* no finite integral"):
+    with pytest.raises(ForceFieldError, match=f"{tmp_path / 'two.pdb'} holds 2 molecules .*ACE 4.* no finite integral"):
         new_system(NewSystem(pdb=tmp_path / "two.pdb", solvent="vacuum"), folder=tmp_path / "systems")
 
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"name": "A B"}, "cannot name a system"), ({"name": "../x"}, "cannot name a system"),
-    ({"temperature": -3.0}, "must be positive, got -3"), ({"temperature": float("nan")}, "must be positive"),
+    ({"temperature": -3.0}, "must be positive and finite, got -3"), ({"temperature": float("nan")}, "must be positive"),
 ])
 def test_settings_out_of_range(pdb, tmp_path, settings, message):
     with pytest.raises(SystemFileError, match=message):

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from bgwork import cli
 from bgwork.protocols import Prior, Target
-from bgwork.system import SystemFileError, list_systems, load_system, reference_samples
+from bgwork.system import SystemFileError, list_systems, load_system, load_systems, reference_samples
 from bgwork.targets.openmm import OpenMMTarget
 
 
@@ -65,6 +67,15 @@ def test_a_folder_here_is_not_mistaken_for_a_name(copy, tmp_path, monkeypatch):
     for path in ("./dw4", "dw4/", Path("dw4")):
         assert load_system(path).path.resolve() == tmp_path / "systems" / "dw4"
     assert load_system("dw4").path.resolve() != tmp_path / "systems" / "dw4"
+
+
+def test_one_broken_system_hides_no_others(copy, tmp_path, monkeypatch):
+    copy("r0 = 4.0", "r0 = -4.0")
+    monkeypatch.chdir(tmp_path)
+    loaded, broken = load_systems()
+    assert {"gmm40", "lj13"} <= {system.name for system in loaded} and set(broken) == {"dw4"}
+    result = CliRunner().invoke(cli.app, ["systems"])
+    assert result.exit_code == 0 and "lj13" in result.stdout and "Error: dw4 is left out: systems/dw4/system.toml:" in result.stderr
 
 
 def test_search_order(copy, tmp_path, monkeypatch):
@@ -206,6 +217,7 @@ def test_clusters_have_no_topology():
     ('"topology.pdb"', '"other.pdb"', "no PDB file .*other.pdb"),
     ('solvent = "vacuum"', 'solvent = "water"', "'vacuum' or 'obc2'.*got 'water'"),
     ("amber14/protein.ff14SB.xml", "mine.xml", "mine.xml cannot be loaded"),
+    ("amber14/protein.ff14SB.xml", 'amber99sbildn.xml", "amber99_obc.xml', "amber99_obc.xml brings an implicit solvent of its own"),
 ])
 def test_mistakes_in_a_molecule(molecule, old, new, message):
     with pytest.raises(ValueError, match=message):

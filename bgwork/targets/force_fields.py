@@ -6,24 +6,22 @@ swapped in as the built-in GBSAOBCForce.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import openmm
 from openmm import app, unit
 
-SOLVENTS: dict[str, tuple[str, ...]] = {"vacuum": (), "obc2": ("implicit/obc2.xml",)}
-SHIPPED = Path(app.__file__).parent / "data"  # OpenMM's own files
+from bgwork.targets.force_field_files import RECOMMENDED, ForceFieldError, check_solvent, read_force_field
+from bgwork.targets.residues import why_no_system
+
+__all__ = ["ForceFieldError", "check_one_structure", "check_system", "molecule_system", "positions_nm", "read_force_field", "read_pdb",
+           "swap_obc2"]
+
 OFFSET = 0.009  # nm by which OBC2 shrinks intrinsic radii (Onufriev, Bashford and Case 2004)
 KNOWN_FORCES = (
     openmm.HarmonicBondForce, openmm.HarmonicAngleForce, openmm.PeriodicTorsionForce, openmm.NonbondedForce, openmm.GBSAOBCForce,
     openmm.CMAPTorsionForce)
-
-
-class ForceFieldError(ValueError):
-    """A PDB file or a force field that no System can be built from, with the remedy."""
 
 
 def read_pdb(path: Path) -> app.PDBFile:
@@ -32,53 +30,45 @@ def read_pdb(path: Path) -> app.PDBFile:
     Raises:
         ForceFieldError: if there is no such file, or it holds no atoms.
     """
+    if not any(line.startswith(("ATOM", "HETATM")) for line in _lines(path)):
+        raise ForceFieldError(f"{path} holds no atoms; give a PDB file with ATOM records")
+    try:
+        return app.PDBFile(str(path))
+    except (ValueError, IndexError, KeyError, AttributeError) as error:
+        raise ForceFieldError(f"{path} is not a readable PDB file: {error}; give plain text in the PDB format, not mmCIF") from error
+
+
+def _lines(path: Path) -> list[str]:
     if not Path(path).is_file():
         raise ForceFieldError(f"no PDB file {path}")
     try:
-        if not any(line.startswith(("ATOM", "HETATM")) for line in Path(path).read_text().splitlines()):
-            raise ForceFieldError(f"{path} holds no atoms; give a PDB file with ATOM records")
-        return app.PDBFile(str(path))
-    except (ValueError, IndexError, KeyError, AttributeError) as error:
-        if isinstance(error, ForceFieldError):
-            raise
-        raise ForceFieldError(f"{path} is not a readable PDB file: {error}") from error
+        return Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ForceFieldError(f"{path} is not a readable PDB file: {error}; give plain text in the PDB format, not mmCIF") from error
 
 
-def read_force_field(names: Sequence[str], solvent: str) -> app.ForceField:
-    """Force-field files shipped with OpenMM, or paths, and the solvent's.
+def check_one_structure(path: Path) -> None:
+    """Refuse a PDB file of which `read_pdb` would keep some atoms or models alone.
 
+    Args:
+        path: of the PDB file.
     Raises:
-        ForceFieldError: for an unknown solvent, a file that is not found, one that OpenMM cannot read, or one with a script in it.
+        ForceFieldError: if the file cannot be read, there are several models, or an atom stands in it twice.
     """
-    if solvent not in SOLVENTS:
-        raise ForceFieldError(f"unknown solvent {solvent!r}; known are {', '.join(SOLVENTS)}")
-    for name in names:
-        _refuse_script(Path(name))
-    try:
-        return app.ForceField(*names, *SOLVENTS[solvent])
-    except Exception as error:  # OpenMM raises plain ValueError, KeyError and xml.etree errors alike
-        shipped = "amber14/protein.ff14SB.xml, amber99sbildn.xml, charmm36.xml"
-        raise ForceFieldError(f"force field {', '.join(names)} cannot be loaded: {error}; "
-                              f"give the path of an OpenMM force-field file or the name of a shipped one, such as {shipped}") from error
-
-
-def _refuse_script(path: Path) -> None:
-    """Refuse a file that OpenMM would execute Python from, unless it is OpenMM's own; files that it includes are looked at too.
-
-    Raises:
-        ForceFieldError: if there is a script.
-    """
-    if not path.is_file() or SHIPPED in path.resolve().parents:
-        return
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError) as error:
-        raise ForceFieldError(f"force field {path} cannot be loaded: {error}") from error
-    if next(root.iter("Script"), None) is not None or next(root.iter("InitializationScript"), None) is not None:
-        raise ForceFieldError(f"{path} holds a <Script>, which OpenMM would execute; take it out if the force field works without, "
-                              "or use a file shipped with OpenMM")
-    for included in root.iter("Include"):
-        _refuse_script(path.parent / included.get("file", ""))
+    lines = _lines(path)
+    models = sum(line[:6].rstrip() == "MODEL" for line in lines)
+    if models > 1:
+        raise ForceFieldError(f"{path} holds {models} models, and a system starts from one structure; keep the lines of one MODEL")
+    seen = set()
+    for line in lines:
+        if line.startswith(("ATOM", "HETATM")):
+            elsewhere = line[16:17].strip()  # an alternate location, whose residue may have another name
+            atom = line[12:16], line[21:27], "" if elsewhere else line[17:20]
+            if atom in seen:
+                name, residue = line[12:16].strip(), f"{line[17:20].strip()} {line[22:27].strip()}"
+                raise ForceFieldError(f"{path} lists atom {name} of {residue} twice; keep one of its alternate locations, "
+                                      "or give the atoms of a residue names of their own")
+            seen.add(atom)
 
 
 def molecule_system(pdb: app.PDBFile, *, forcefield: Sequence[str], solvent: str) -> openmm.System:
@@ -92,45 +82,15 @@ def molecule_system(pdb: app.PDBFile, *, forcefield: Sequence[str], solvent: str
         ForceFieldError: if atoms are missing or residues unknown, the force field is not found, or the System cannot be a target.
     """
     field = read_force_field(forcefield, solvent)
-    check_residues(field, pdb.topology)
     try:
         system = field.createSystem(pdb.topology, nonbondedMethod=app.NoCutoff, constraints=None, rigidWater=False, removeCMMotion=False)
-    except (ValueError, KeyError) as error:
-        raise ForceFieldError(f"{', '.join(forcefield)} has no parameters for this molecule: {error}") from error
+    except Exception as error:  # OpenMM raises plain Exception too
+        raise ForceFieldError(why_no_system(field, pdb.topology, names=forcefield, error=error)) from error
     if solvent == "obc2":
         swap_obc2(system)
+    check_solvent(system, solvent)
     check_system(system)
     return system
-
-
-def check_residues(field: app.ForceField, topology: app.Topology) -> None:
-    """Refuse residues that the force field has no template for.
-
-    Raises:
-        ForceFieldError: naming every such residue, and saying whether the force field knows its name or hydrogens are missing.
-    """
-    unmatched = field.getUnmatchedResidues(topology)
-    if not unmatched:
-        return
-    lines = [f"  {residue.name} {residue.id}: {_reason(field, residue)}" for residue in unmatched]
-    remedy = "repair the file with `pdbfixer in.pdb --add-atoms=all --output=out.pdb` (conda-forge pdbfixer), or choose another force field"
-    raise ForceFieldError("\n".join([f"{len(lines)} residues do not match the force field; {remedy}:", *lines]))
-
-
-def _reason(field: app.ForceField, residue: app.topology.Residue) -> str:
-    template = field._templates.get(residue.name)
-    if template is None:
-        return f"unknown residue name {residue.name!r}"
-    wanted = Counter(_symbol(atom.element) for atom in template.atoms)
-    found = Counter(_symbol(atom.element) for atom in residue.atoms())
-    missing = ", ".join(f"{count} {symbol}" for symbol, count in sorted((wanted - found).items()))
-    extra = ", ".join(f"{count} {symbol}" for symbol, count in sorted((found - wanted).items()))
-    parts = [f"missing {missing}" if missing else "", f"too many: {extra}" if extra else ""]
-    return "; ".join(part for part in parts if part) or "its bonds differ from the template's (chain ends, disulfide bridges)"
-
-
-def _symbol(element: app.Element | None) -> str:
-    return "?" if element is None else element.symbol
 
 
 def swap_obc2(system: openmm.System) -> None:
@@ -168,11 +128,12 @@ def check_system(system: openmm.System) -> None:
         raise ForceFieldError(f"the System has {system.getNumConstraints()} constraints, on which the density is degenerate; "
                               "build it with constraints=None and rigidWater=False")
     if any(system.isVirtualSite(k) for k in range(system.getNumParticles())):
-        raise ForceFieldError("the System has virtual sites, whose positions are not free; use a force field without them")
+        raise ForceFieldError("the System has virtual sites, whose positions are not free; remove water, or use a force field without them")
     unknown = sorted({type(force).__name__ for force in system.getForces() if not isinstance(force, KNOWN_FORCES)})
     if unknown:
         known = ", ".join(force.__name__ for force in KNOWN_FORCES)
-        raise ForceFieldError(f"unsupported force terms {', '.join(unknown)}; supported are {known}")
+        raise ForceFieldError(f"unsupported force terms {', '.join(unknown)}; supported are {known}: choose a force field made of these, "
+                              f"such as {', '.join(RECOMMENDED)}")
     periodic = [type(force).__name__ for force in system.getForces() if force.usesPeriodicBoundaryConditions()]
     if periodic:
         raise ForceFieldError(f"{', '.join(periodic)} are periodic; molecules are simulated without a box")
