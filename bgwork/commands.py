@@ -241,7 +241,7 @@ def export(
 
     Example: `bgwork export runs/ala2-vacuum/shipped --format dcd --resample 1000`
     """
-    workflow.export(samples, load_system(system) if system else None, kind=kind, n=n, seed=seed, stem=out)
+    workflow_data.export(samples, load_system(system) if system else None, kind=kind, n=n, seed=seed, stem=out)
 
 
 @app.command()

@@ -7,14 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from bgwork import held_out, joined, runs, store, tables, terminal
 from bgwork import training as loop
 from bgwork.baselines import Chains, baselines, to_json
 from bgwork.endings import Interrupted
-from bgwork.export import XTC_NOTE, export_samples, samples_file
 from bgwork.generators import generator_path, shipped_generators
 from bgwork.learning import BASELINES_FILE, training_record
 from bgwork.pareto import tail_limit, tail_shape
@@ -23,7 +21,7 @@ from bgwork.records import Density, WeightedSamples, proposal_of
 from bgwork.reference_checks import data_of
 from bgwork.report import Report, average_all, kept_report, write_report
 from bgwork.retarget import retarget_temperature
-from bgwork.reweighting import ess, log_z, max_weight, resample
+from bgwork.reweighting import ess, log_z, max_weight
 from bgwork.runs import RUNS, Drawing, Run
 from bgwork.system import System, load_system
 from bgwork.workflow_data import reference
@@ -265,25 +263,6 @@ def estimate(path: Path, system: System | None, names: Sequence[str] | None) -> 
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in averages.items()]
     terminal.show(f"{path}: {len(weighted)} samples of {system.name}, {density.value}", ("observable", "value", "n_eff"), rows)
     terminal.say(quality(weighted))
-
-
-def export(path: Path, system: System | None, *, kind: str, n: int | None, seed: int, stem: Path | None) -> None:
-    """Stored samples and weights as files for other programs; with n, that many frames of equal weight."""
-    weighted = runs.weighted_samples(path, system=system)
-    system = system or load_system(weighted.proposal.origin.system)
-    weighted = weighted if n is None else resample(weighted, n, generator=torch.Generator().manual_seed(seed))
-    source = path / runs.SAMPLES_FILE if path.is_dir() else path
-    stem = stem or source.with_name("exported" if n is None else "equilibrium")
-    samples = samples_file(stem, kind)
-    if samples.resolve() == source.resolve():
-        raise ValueError(f"{source} is what would be exported, and would be lost; give another --out than {stem}")
-    replaced = samples.exists()
-    for written in export_samples(weighted, system, stem, kind=kind):
-        terminal.say(f"Saved {written}")
-    if replaced:
-        terminal.note(f"replaced {samples}, which had been there before")
-    if kind == "xtc":
-        terminal.note(XTC_NOTE)
 
 
 def retarget(path: Path, system: System | None, *, factor: float) -> None:

@@ -1,4 +1,4 @@
-"""The work of the commands that make configurations to train on or to compare with."""
+"""The work of the commands that make configurations to train on, to compare with, or for other programs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 from bgwork import reference as reference_data
 from bgwork import runs, store, tables, terminal
 from bgwork.endings import Interrupted
+from bgwork.export import XTC_NOTE, export_samples, samples_file
 from bgwork.molecule import TransferSection
 from bgwork.records import Estimate, Proposal, WeightedSamples
 from bgwork.reference_checks import ReferenceError, ReferenceRun, data_of
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.relaxed import Relaxation, equilibrium_set, weighted_start
 from bgwork.relaxed import relax as relaxed_configurations
+from bgwork.reweighting import resample
 from bgwork.store import RUNS
 from bgwork.system import System, load_system
 
@@ -137,3 +139,22 @@ def start_of(system: System, start: str | None) -> Proposal | WeightedSamples:
     if start is not None and (Path(start).suffix == ".npz" or (Path(start) / runs.SAMPLES_FILE).exists()):
         return weighted_start(system, Path(start))
     return equilibrium_set(system, load_system(start or system.reference.start))
+
+
+def export(path: Path, system: System | None, *, kind: str, n: int | None, seed: int, stem: Path | None) -> None:
+    """Stored samples and weights as files for other programs; with n, that many frames of equal weight."""
+    weighted = runs.weighted_samples(path, system=system)
+    system = system or load_system(weighted.proposal.origin.system)
+    weighted = weighted if n is None else resample(weighted, n, generator=torch.Generator().manual_seed(seed))
+    source = path / runs.SAMPLES_FILE if path.is_dir() else path
+    stem = stem or source.with_name("exported" if n is None else "equilibrium")
+    samples = samples_file(stem, kind)
+    if samples.resolve() == source.resolve():
+        raise ValueError(f"{source} is what would be exported, and would be lost; give another --out than {stem}")
+    replaced = samples.exists()
+    for written in export_samples(weighted, system, stem, kind=kind):
+        terminal.say(f"Saved {written}")
+    if replaced:
+        terminal.note(f"replaced {samples}, which had been there before")
+    if kind == "xtc":
+        terminal.note(XTC_NOTE)
