@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bgwork import cli
+from bgwork import commands
 from bgwork.protocols import Prior, Target
 from bgwork.system import SystemFileError, list_systems, load_system, load_systems, reference_samples
 from bgwork.targets.openmm import OpenMMTarget
@@ -74,7 +74,7 @@ def test_one_broken_system_hides_no_others(copy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded, broken = load_systems()
     assert {"gmm40", "lj13"} <= {system.name for system in loaded} and set(broken) == {"dw4"}
-    result = CliRunner().invoke(cli.app, ["systems"])
+    result = CliRunner().invoke(commands.app, ["systems"])
     assert result.exit_code == 0 and "lj13" in result.stdout and "Error: dw4 is left out: systems/dw4/system.toml:" in result.stderr
 
 
