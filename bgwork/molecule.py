@@ -153,6 +153,7 @@ class MetadynamicsSection(Section):
         exchange: time steps between exchanges.
         exchanges: rounds of exchange of each ladder that are kept, after a fifth as many that are discarded.
         ladders: independent replica exchanges.
+        most_ladders: as many again are run while a Delta F(phi) is too uncertain to compare, until there are so many.
     """
 
     sampler: Literal["metadynamics"]
@@ -171,6 +172,7 @@ class MetadynamicsSection(Section):
     exchange: Count = 500
     exchanges: Count = 1000
     ladders: Annotated[int, Field(ge=4)] = 6
+    most_ladders: Count = 24
 
 
 class TransferSection(Section):

@@ -3,7 +3,8 @@
     1. well-tempered metadynamics on backbone torsions builds a bias, which is capped and frozen;
     2. walkers run under the frozen bias; their configurations weigh exp(V/kT), which makes every average unbiased;
     3. configurations are resampled by weight and moved on by Hamiltonian Monte Carlo: the equilibrium set;
-    4. replica exchange over temperatures, which knows nothing of the bias, must give the same populations within 3 standard errors.
+    4. replica exchange over temperatures, which knows nothing of the bias, must give the same populations within 3 standard errors; while
+       it is too uncertain of them to tell, more ladders are run.
 
 All on the unconstrained Hamiltonian that weights use; standard errors come from the scatter of whole walkers, or whole ladders.
 """
@@ -58,8 +59,7 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
                         generator=generator, progress=progress)
     check_filled(filled, settings, target)
     walkers = weigh(_walkers(system, filled, progress).sample(n * settings.surplus, generator=generator), system.target)
-    ladders = _ladders(system, filled, progress, generator=generator)
-    exchange = weigh(ladders.sample(settings.exchanges * settings.ladders, generator=generator), system.target)
+    exchange = cross_check(system, filled, progress, generator=generator)
     began = time.perf_counter()
     proposal = equilibrium(walkers, target, n, settings, generator=generator, progress=progress)
     moves = Cost(gradient=n * (settings.decorrelation + 1), seconds=time.perf_counter() - began)
@@ -70,6 +70,39 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
             "versions": versions(), "cost": asdict(proposal.cost),
             "cross_check": {"note": exchange.proposal.note, "estimates": estimate(system, exchange)}}
     return ReferenceRun(proposal=proposal, checks=tuple(check(system, walkers, exchange, proposal)), estimates=estimates, made=made)
+
+
+def cross_check(system: System, filled: BiasRun, progress: Progress, *, generator: torch.Generator) -> WeightedSamples:
+    """Replica exchange, `group` the ladder: `ladders` of them, as many again while a Delta F(phi) is uncertain, up to `most_ladders`."""
+    settings, found = system.reference, None
+    for _ in range(max(1, settings.most_ladders // settings.ladders)):
+        ladders = _ladders(system, filled, progress, generator=generator)
+        more = ladders.sample(settings.exchanges * settings.ladders, generator=generator)
+        found = more if found is None else _both(found, more)
+        weighted = weigh(found, system.target)
+        if certain(system, weighted, limit=MOST_UNCERTAIN["replica exchange"]):
+            break
+    return weighted
+
+
+def certain(system: System, weighted: WeightedSamples, *, limit: float) -> bool:
+    """Whether the standard error of every Delta F(phi) is below a limit in kT; not where a basin was never reached, or never left."""
+    for name, f in _functions(system).items():
+        if name.endswith("_positive"):
+            try:
+                found = free_energy_difference(weighted, _outside(f), f)
+            except ValueError:
+                return False
+            if not found.stderr < limit:
+                return False
+    return True
+
+
+def _both(first: Proposal, second: Proposal) -> Proposal:
+    """Two sets of independent ladders as one."""
+    group = torch.cat([first.group, second.group + first.group.max() + 1])
+    return replace(first, x=torch.cat([first.x, second.x]), log_q=torch.cat([first.log_q, second.log_q]), group=group,
+                   cost=first.cost + second.cost, note=f"{first.note}; {second.note}")
 
 
 def check_filled(filled: BiasRun, settings: MetadynamicsSection, target: OpenMMTarget) -> None:

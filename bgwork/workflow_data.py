@@ -25,6 +25,7 @@ from bgwork.store import RUNS
 from bgwork.system import System, load_system
 
 XTC_STEP = 0.001  # nm
+COPIES = 100  # of a sample, on average, that an export of resampled frames may hold
 ROUNDED = 500  # frames at most that are looked at, since their energies may be dear
 
 
@@ -145,6 +146,9 @@ def export(path: Path, system: System | None, *, kind: str, n: int | None, seed:
     """Stored samples and weights as files for other programs; with n, that many frames of equal weight."""
     weighted = runs.weighted_samples(path, system=system)
     system = system or load_system(weighted.proposal.origin.system)
+    if n is not None and n > COPIES * len(weighted):
+        raise ValueError(f"{n} frames are asked for, of {len(weighted)} samples: more than {COPIES} copies of each say nothing new; "
+                         "ask for fewer, or draw more samples")
     weighted = weighted if n is None else resample(weighted, n, generator=torch.Generator().manual_seed(seed))
     source = path / runs.SAMPLES_FILE if path.is_dir() else path
     stem = stem or source.with_name("exported" if n is None else "equilibrium")

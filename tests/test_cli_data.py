@@ -36,6 +36,7 @@ def test_exports_that_cannot_be_are_refused(run):
     refused(call("export", run, "--format", "gro"), "gro", "dcd")
     refused(call("export", run, "--format", "dcd"), "molecule")
     refused(call("export", run, "--resample", "0"), "0")
+    refused(call("export", run, "--resample", "1000000000"), "of 40 samples", "more than 100 copies")
     refused(call("export", run / "nothing"), "nothing")
     assert files(run) == before
 

@@ -15,12 +15,13 @@ from bgwork.records import MOVED, RESAMPLED, Density, WeightedSamples
 from bgwork.reference import generate
 from bgwork.reference_checks import ReferenceError, ReferenceRun
 from bgwork.reweighting import normalised_weights, weigh
+from bgwork.samplers.chains import silent
 from bgwork.samplers.metadynamics import BiasRun
-from bgwork.system import System, load_system
+from bgwork.system import System, load_system, reference_samples
 from bgwork.targets.openmm import OpenMMTarget
 
 TINY = {"chains": 4, "burn_in": 100, "thin": 20, "surplus": 2, "decorrelation": 5, "filling": 30_000, "temperatures": [300.0, 400.0],
-        "exchange": 20, "exchanges": 20, "ladders": 4, "level": 1.2}  # low hills leave little to cut
+        "exchange": 20, "exchanges": 20, "ladders": 4, "most_ladders": 4, "level": 1.2}  # low hills leave little to cut
 N = 42  # no multiple of the walkers
 COMPARED = ("u", "virial", "phi_positive", "phi_cos", "phi_sin", "psi_cos", "psi_sin", "radius_of_gyration")
 
@@ -138,6 +139,32 @@ def test_how_it_was_made_is_told(made):
     stages = ["metadynamics", "walker 1 of 4", "walker 4 of 4", "replica exchange, ladder 1 of 4", "replica exchange, ladder 4 of 4",
               "decorrelating"]
     assert [text for text in dict.fromkeys(made.told) if text in stages] == stages
+
+
+def test_more_ladders_are_run_until_populations_are_certain(made, monkeypatch):
+    """Never certain: twice four of them, the second four with noise of their own; certain at once: four."""
+    def found(most, is_certain=None):
+        if is_certain is not None:
+            monkeypatch.setattr(reference_md, "certain", lambda *_, **__: is_certain)
+        return reference_md.cross_check(tiny(most_ladders=most), made.filled, silent, generator=torch.Generator().manual_seed(0)).proposal
+
+    eight, four = found(9), found(100, is_certain=True)
+    assert (len(eight), len(four)) == (160, 80) and eight.group.unique().tolist() == list(range(8))
+    assert torch.equal(eight.x[:80], four.x) and not torch.equal(eight.x[80:], four.x)
+    assert eight.cost.gradient == 2 * four.cost.gradient and eight.note.count("exchanges accepted") == 2
+
+
+@pytest.mark.parametrize(("share", "limit", "expected"), [(0.2, 0.5, True), (0.2, 0.01, False), (0.0, 0.5, False), (1.0, 0.5, False)])
+def test_populations_are_certain_where_both_basins_were_seen_often(share, limit, expected):
+    """Twenty independent groups of a hundred rows, a share of them beyond phi = 0."""
+    system = load_system("ala2-vacuum")
+    rows = reference_samples(system)
+    beyond = system.functions["phi_positive"](rows.x) > 0
+    chosen = torch.cat([torch.nonzero(beyond).flatten().repeat(40)[: int(2000 * share)],
+                        torch.nonzero(~beyond).flatten().repeat(2)[: 2000 - int(2000 * share)]])
+    mixed = chosen[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
+    weighted = weigh(replace(rows.take(mixed), group=torch.arange(2000) // 100), system.target)
+    assert reference_md.certain(system, weighted, limit=limit) is expected
 
 
 def test_same_seed_same_numbers(made):
