@@ -25,7 +25,7 @@ from bgwork.targets.molecular_mechanics import MolecularMechanics
 from bgwork.targets.openmm import OpenMMTarget
 from bgwork.targets.torsion_angles import TorsionAngles, rotatable_bonds
 from bgwork.targets.xtb import TightBinding, XtbTarget, default_cache
-from bgwork.topology import Stereocentre, Topology, backbone_torsions, molecules, same_chirality, stereocentres
+from bgwork.topology import Stereocentre, Topology, backbone_torsions, free_torsions, molecules, same_chirality, stereocentres
 
 Observable = Callable[[Tensor], Tensor]
 
@@ -233,7 +233,7 @@ def topology_of(topology: app.Topology, path: Path) -> Topology:
 def molecular_observables(topology: Topology, reference: Tensor) -> dict[str, Observable]:
     """Observables by name: phi_positive (1 where 0 < phi <= 2 rad), cos and sin of every backbone torsion, phi_basin, same_chirality.
 
-    phi_basin is an integer: bit k is set where the k-th phi is positive in this sense.
+    phi_basin is an integer: bit k is set where the k-th phi is positive in this sense. A phi in a ring, as proline's, has no basins.
 
     Args:
         topology: of the molecule.
@@ -243,10 +243,10 @@ def molecular_observables(topology: Topology, reference: Tensor) -> dict[str, Ob
     functions: dict[str, Observable] = {}
     for name, atoms in torsions.items():
         functions |= {f"{name}_cos": partial(_cosine, atoms=atoms), f"{name}_sin": partial(_sine, atoms=atoms)}
-    phis = tuple(atoms for name, atoms in torsions.items() if name.startswith("phi"))
-    functions |= {f"{name}_positive": partial(_positive_phi, phi=atoms) for name, atoms in torsions.items() if name.startswith("phi")}
+    phis = {name: atoms for name, atoms in free_torsions(topology).items() if name.startswith("phi")}
+    functions |= {f"{name}_positive": partial(_positive_phi, phi=atoms) for name, atoms in phis.items()}
     if phis:
-        functions["phi_basin"] = partial(phi_basin, phis=phis)
+        functions["phi_basin"] = partial(phi_basin, phis=tuple(phis.values()))
     centres = stereocentres(topology, reference)
     if centres:
         functions["same_chirality"] = partial(_same_chirality, centres=centres)

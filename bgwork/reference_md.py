@@ -4,15 +4,17 @@
     2. walkers run under the frozen bias; their configurations weigh exp(V/kT), which makes every average unbiased;
     3. configurations are resampled by weight and moved on by Hamiltonian Monte Carlo: the equilibrium set;
     4. replica exchange over temperatures, which knows nothing of the bias, must give the same populations within 3 standard errors; while
-       it is too uncertain of them to tell, more ladders are run.
+       it is too uncertain of them to tell, more ladders are run. Basins that hold less than half a per cent it hardly visits: it can
+       only say that they are rare, and their populations rest on metadynamics alone, which the note says.
 
 All on the unconstrained Hamiltonian that weights use; standard errors come from the scatter of whole walkers, or whole ladders.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 
 import torch
@@ -32,10 +34,11 @@ from bgwork.samplers.replica_exchange import ReplicaExchange
 from bgwork.system import System
 from bgwork.targets.chamber import Chamber
 from bgwork.targets.openmm import OpenMMTarget
-from bgwork.topology import Topology, backbone_torsions
+from bgwork.topology import Topology, backbone_torsions, free_torsions
 
 AGREEMENT_LIMIT = 3.0  # combined standard errors, for populations
 MOST_TORSIONS = 3  # that metadynamics can bias at once
+RARE = 0.005  # population of a basin that replica exchange cannot be asked to measure
 MOST_UNCERTAIN = {"metadynamics": 0.25, "replica exchange": 0.5}  # kT, stderr of Delta F beyond which a basin has hardly been visited
 
 
@@ -59,20 +62,30 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
                         generator=generator, progress=progress)
     check_filled(filled, settings, target)
     walkers = weigh(_walkers(system, filled, progress).sample(n * settings.surplus, generator=generator), system.target)
-    exchange = cross_check(system, filled, progress, generator=generator)
+    rare = rare_basins(system, walkers)
+    exchange = cross_check(system, filled, progress, rare=rare, generator=generator)
     began = time.perf_counter()
     proposal = equilibrium(walkers, target, n, settings, generator=generator, progress=progress)
     moves = Cost(gradient=n * (settings.decorrelation + 1), seconds=time.perf_counter() - began)
     proposal = replace(proposal, cost=filled.cost + walkers.proposal.cost + exchange.proposal.cost + moves,
                        origin=replace(proposal.origin, system=system.name, seed=seed, commit=commit()))
     estimates = estimate(system, walkers)
+    if rare:
+        proposal = replace(proposal, note=f"{proposal.note}; rare, and measured by metadynamics alone: {', '.join(rare)}".lstrip("; "))
     made = {"system": system.name, "n": n, "seed": seed, "chains": settings.chains, "settings": settings.model_dump(), "commit": commit(),
             "versions": versions(), "cost": asdict(proposal.cost),
-            "cross_check": {"note": exchange.proposal.note, "estimates": estimate(system, exchange)}}
+            "cross_check": {"note": exchange.proposal.note, "rare": rare, "estimates": estimate(system, exchange)}}
     return ReferenceRun(proposal=proposal, checks=tuple(check(system, walkers, exchange, proposal)), estimates=estimates, made=made)
 
 
-def cross_check(system: System, filled: BiasRun, progress: Progress, *, generator: torch.Generator) -> WeightedSamples:
+def rare_basins(system: System, walkers: WeightedSamples) -> list[str]:
+    """Names of the populations that walkers have visited and found to be below `RARE`, or above 1 - RARE."""
+    shares = {name: expectation(walkers, f).value for name, f in _functions(system).items() if name.endswith("_positive")}
+    return [name for name, share in shares.items() if 0 < min(share, 1 - share) < RARE]
+
+
+def cross_check(system: System, filled: BiasRun, progress: Progress, *, rare: Collection[str] = (),
+                generator: torch.Generator) -> WeightedSamples:
     """Replica exchange, `group` the ladder: `ladders` of them, as many again while a Delta F(phi) is uncertain, up to `most_ladders`."""
     settings, found = system.reference, None
     for _ in range(max(1, settings.most_ladders // settings.ladders)):
@@ -80,20 +93,20 @@ def cross_check(system: System, filled: BiasRun, progress: Progress, *, generato
         more = ladders.sample(settings.exchanges * settings.ladders, generator=generator)
         found = more if found is None else _both(found, more)
         weighted = weigh(found, system.target)
-        if certain(system, weighted, limit=MOST_UNCERTAIN["replica exchange"]):
+        if certain(system, weighted, rare=rare):
             break
     return weighted
 
 
-def certain(system: System, weighted: WeightedSamples, *, limit: float) -> bool:
-    """Whether the standard error of every Delta F(phi) is below a limit in kT; not where a basin was never reached, or never left."""
+def certain(system: System, weighted: WeightedSamples, *, rare: Collection[str] = ()) -> bool:
+    """Whether replica exchange is sure enough of every Delta F(phi) but the rare ones; not where a basin was never reached or left."""
     for name, f in _functions(system).items():
-        if name.endswith("_positive"):
+        if name.endswith("_positive") and name not in rare:
             try:
                 found = free_energy_difference(weighted, _outside(f), f)
             except ValueError:
                 return False
-            if not found.stderr < limit:
+            if not found.stderr < MOST_UNCERTAIN["replica exchange"]:
                 return False
     return True
 
@@ -131,13 +144,15 @@ def dynamics_target(system: System) -> OpenMMTarget:
 
 
 def biased_torsions(topology: Topology, names: list[str]) -> tuple[Atoms, ...]:
-    """Atoms of the torsions to bias: those named, else every phi and psi, or every phi if those are too many.
+    """Atoms of the torsions to bias: those named, else every phi and psi, or every phi if those are too many; none that lies in a ring.
 
     Raises:
         ReferenceError: for an unknown name, or if there are none, or more than metadynamics can bias.
     """
-    known = backbone_torsions(topology)
+    known = free_torsions(topology)
     unknown = [name for name in names if name not in known]
+    if unknown and set(unknown) <= set(backbone_torsions(topology)):
+        raise ReferenceError(f"{', '.join(unknown)} in reference.torsions lie in a ring, which no bias turns; leave them out")
     if unknown:
         raise ReferenceError(f"unknown torsions {', '.join(unknown)} in reference.torsions; known are {', '.join(known) or 'none'}")
     chosen = names or list(known)
@@ -175,18 +190,31 @@ def check(system: System, walkers: WeightedSamples, exchange: WeightedSamples, p
         proposal: the equilibrium set.
     """
     ours, theirs, rows = (estimate(system, samples) for samples in (walkers, exchange, weigh(proposal, system.target)))
+    rare = rare_basins(system, walkers)
+    for name in rare:
+        theirs[name] = _as_if(theirs[name], ours[name], draws=len(exchange.proposal.group.unique()))
+        rows[name] = _as_if(rows[name], ours[name], draws=len(proposal))
     checks = [virial_check(ours["virial"], system.space.dim)]
-    for name in (name.removesuffix("_positive") for name in _functions(system) if name.endswith("_positive")):
-        for method, found in (("metadynamics", ours), ("replica exchange", theirs)):
-            known = found.get(f"delta_f_{name}", Estimate(value=float("nan"), stderr=float("nan")))
-            checks.append(Check(name=f"standard error of Delta F({name}) by {method}, kT", value=known.stderr, limit=MOST_UNCERTAIN[method],
-                                text="none where a basin was never reached"))
+    for name in (name for name in _functions(system) if name.endswith("_positive")):
+        methods = {"metadynamics": ours} if name in rare else {"metadynamics": ours, "replica exchange": theirs}
+        checks += [_uncertainty_check(name.removesuffix("_positive"), method, found) for method, found in methods.items()]
     for name in (name for name in ours if not name.startswith("delta_f")):
         limit = AGREEMENT_LIMIT if name.endswith("_positive") else Z_LIMIT
         checks.append(agreement(f"metadynamics and replica exchange agree on {name}", [ours[name], theirs[name]], limit=limit))
         checks.append(agreement(f"the resampled set agrees on {name}", [ours[name], rows[name]], limit=Z_LIMIT))
     outside = torch.isinf(system.target.u(proposal.x)).double().mean().item()
     return [*checks, Check(name="share of configurations with inverted centres", value=outside, limit=1.0 / len(proposal))]
+
+
+def _uncertainty_check(name: str, method: str, found: dict[str, Estimate]) -> Check:
+    known = found.get(f"delta_f_{name}", Estimate(value=float("nan"), stderr=float("nan")))
+    return Check(name=f"standard error of Delta F({name}) by {method}, kT", value=known.stderr, limit=MOST_UNCERTAIN[method],
+                 text="none where a basin was never reached")
+
+
+def _as_if(found: Estimate, known: Estimate, *, draws: int) -> Estimate:
+    """A rare population with at least the error of so many independent draws of the known one: none seen is no proof that there is none."""
+    return replace(found, stderr=max(found.stderr, math.sqrt(known.value * (1 - known.value) / draws)))
 
 
 def equilibrium(walkers: WeightedSamples, target: OpenMMTarget, n: int, settings: MetadynamicsSection, *, generator: torch.Generator,

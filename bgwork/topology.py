@@ -176,6 +176,20 @@ def same_chirality(x: Tensor, centres: tuple[Stereocentre, ...]) -> Tensor:
     return right
 
 
+def beyond(topology: Topology, first: int, second: int) -> set[int]:
+    """Atoms reached from `second` without crossing the bond to `first`; with `first` itself if they lie in a ring."""
+    reached, edge = set(), {second}
+    while edge:
+        reached |= edge
+        edge = {b for a in edge for b in topology.neighbours[a] if {a, b} != {first, second}} - reached
+    return reached
+
+
+def free_torsions(topology: Topology) -> dict[str, tuple[int, int, int, int]]:
+    """Backbone torsions that can turn all the way round: proline's phi lies in a ring and cannot."""
+    return {name: atoms for name, atoms in backbone_torsions(topology).items() if atoms[1] not in beyond(topology, atoms[1], atoms[2])}
+
+
 def backbone_torsions(topology: Topology) -> dict[str, tuple[int, int, int, int]]:
     """Atoms of phi (C, N, CA, C) and psi (N, CA, C, N) of every amino acid that has them.
 

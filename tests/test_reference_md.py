@@ -154,17 +154,39 @@ def test_more_ladders_are_run_until_populations_are_certain(made, monkeypatch):
     assert eight.cost.gradient == 2 * four.cost.gradient and eight.note.count("exchanges accepted") == 2
 
 
-@pytest.mark.parametrize(("share", "limit", "expected"), [(0.2, 0.5, True), (0.2, 0.01, False), (0.0, 0.5, False), (1.0, 0.5, False)])
-def test_populations_are_certain_where_both_basins_were_seen_often(share, limit, expected):
-    """Twenty independent groups of a hundred rows, a share of them beyond phi = 0."""
+def with_share(share: float, groups: int = 20) -> WeightedSamples:
+    """Two thousand rows of alanine dipeptide in independent groups, a share of them beyond phi = 0."""
     system = load_system("ala2-vacuum")
-    rows = reference_samples(system)
+    rows, inside = reference_samples(system), round(2000 * share)
     beyond = system.functions["phi_positive"](rows.x) > 0
-    chosen = torch.cat([torch.nonzero(beyond).flatten().repeat(40)[: int(2000 * share)],
-                        torch.nonzero(~beyond).flatten().repeat(2)[: 2000 - int(2000 * share)]])
+    chosen = torch.cat([torch.nonzero(beyond).flatten().repeat(40)[:inside], torch.nonzero(~beyond).flatten().repeat(2)[: 2000 - inside]])
     mixed = chosen[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
-    weighted = weigh(replace(rows.take(mixed), group=torch.arange(2000) // 100), system.target)
-    assert reference_md.certain(system, weighted, limit=limit) is expected
+    return weigh(replace(rows.take(mixed), group=torch.arange(2000) * groups // 2000), system.target)
+
+
+@pytest.mark.parametrize(("share", "rare", "expected"), [
+    (0.2, (), True), (0.001, (), False), (0.0, (), False), (1.0, (), False), (0.0, ("phi_positive",), True)])
+def test_populations_are_certain_where_both_basins_were_seen_often(share, rare, expected):
+    assert reference_md.certain(load_system("ala2-vacuum"), with_share(share), rare=rare) is expected
+
+
+@pytest.mark.parametrize(("share", "rare"), [(0.2, []), (0.003, ["phi_positive"]), (0.997, ["phi_positive"]), (0.0, [])])
+def test_basins_of_less_than_half_a_per_cent_are_rare(share, rare):
+    """One that was never visited is none: metadynamics has nothing to say of it."""
+    assert reference_md.rare_basins(load_system("ala2-vacuum"), with_share(share)) == rare
+
+
+def test_a_rare_basin_that_replica_exchange_never_saw_is_no_contradiction():
+    """Three rows in a thousand against none in six ladders pass, and no error of Delta F is asked for; a fifth of them does not pass."""
+    system, walkers = load_system("ala2-vacuum"), with_share(0.003)
+    unseen, often = (reference_md.check(system, walkers, with_share(share, groups=6), with_share(0.003).proposal) for share in (0.0, 0.2))
+    names = [c.name for c in unseen]
+    assert "standard error of Delta F(phi) by metadynamics, kT" in names
+    assert "standard error of Delta F(phi) by replica exchange, kT" not in names
+    populations = [[c.passed for c in checks if "agree on phi_positive" in c.name] for checks in (unseen, often)]
+    assert populations == [[True], [False]]
+    common = reference_md.check(system, with_share(0.2), with_share(0.0, groups=6), with_share(0.2).proposal)
+    assert {c.name: c.passed for c in common}["standard error of Delta F(phi) by replica exchange, kT"] is False
 
 
 def test_same_seed_same_numbers(made):

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bgwork.molecule import molecular_observables
+from bgwork.reference_checks import ReferenceError
+from bgwork.reference_md import biased_torsions
 from bgwork.system import load_system
 from bgwork.topology import (
     Topology,
@@ -14,6 +17,7 @@ from bgwork.topology import (
     chirality,
     equivalence_classes,
     equivalent_hydrogens,
+    free_torsions,
     same_chirality,
     stereocentres,
 )
@@ -104,3 +108,26 @@ def test_torsions_of_several_residues_are_numbered():
 def test_no_torsion_across_a_chain_break():
     t = topology("NCC" * 2, [(0, 1), (1, 2), (3, 4), (4, 5)], names=("N", "CA", "C") * 2, residue_of=(0, 0, 0, 1, 1, 1))
     assert backbone_torsions(t) == {}
+
+
+def prolines(links):
+    """Two residues N-CA-C in a chain of four, the second with a ring CA-CB-CD-N if `links` closes it."""
+    names = ("C", "N", "CA", "C", "N", "CB", "CD")
+    bonds = [(0, 1), (1, 2), (2, 3), (3, 4), (2, 5), (5, 6), *links]
+    return topology("CNCCNCC", bonds, names=names, residue_of=(0, 1, 1, 1, 2, 1, 1))
+
+
+def test_a_torsion_in_a_ring_is_not_free():
+    """Proline's phi, whose bond N-CA its ring holds; its psi turns."""
+    assert list(free_torsions(prolines([(1, 6)]))) == ["psi"] and list(free_torsions(prolines([]))) == ["phi", "psi"]
+    functions = molecular_observables(prolines([(1, 6)]), torch.randn(7, 3, generator=torch.Generator().manual_seed(0)))
+    assert {"phi_cos", "psi_cos"} <= set(functions) and not {"phi_positive", "phi_basin"} & set(functions)
+
+
+def test_what_is_biased_turns():
+    """By default all free torsions; one in a ring is refused by name."""
+    assert biased_torsions(prolines([(1, 6)]), []) == ((1, 2, 3, 4),)
+    with pytest.raises(ReferenceError, match="phi in reference.torsions lie in a ring"):
+        biased_torsions(prolines([(1, 6)]), ["phi"])
+    with pytest.raises(ReferenceError, match="unknown torsions chi"):
+        biased_torsions(prolines([(1, 6)]), ["chi"])

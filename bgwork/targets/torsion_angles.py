@@ -10,7 +10,7 @@ from torch import Tensor
 from bgwork.protocols import Target
 from bgwork.spaces import Torus
 from bgwork.targets.counting import CountedTarget
-from bgwork.topology import Topology
+from bgwork.topology import Topology, beyond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def rotatable_bonds(topology: Topology) -> tuple[RotatableBond, ...]:
     """
     found = []
     for first, second in topology.bonds:
-        side = _beyond(topology, first, second)
+        side = beyond(topology, first, second)
         if first in side:
             continue  # a ring
         j, k = (first, second) if 2 * len(side) <= len(topology) else (second, first)
@@ -42,15 +42,6 @@ def rotatable_bonds(topology: Topology) -> tuple[RotatableBond, ...]:
             i, last = (next(a for a in topology.neighbours[b] if a != other) for b, other in ((j, k), (k, j)))
             found.append(RotatableBond(atoms=(i, j, k, last), moved=tuple(sorted(moved - {k}))))
     return tuple(found)
-
-
-def _beyond(topology: Topology, first: int, second: int) -> set[int]:
-    """Atoms reached from `second` without crossing the bond to `first`; with `first` itself if they lie in a ring."""
-    reached, edge = set(), {second}
-    while edge:
-        reached |= edge
-        edge = {b for a in edge for b in topology.neighbours[a] if {a, b} != {first, second}} - reached
-    return reached
 
 
 class TorsionAngles(CountedTarget):
