@@ -21,6 +21,7 @@ from bgwork.retarget import Retargeted, retarget_temperature
 from bgwork.reweighting import weigh
 from bgwork.samplers.diagnosis import Diagnosis, ReferenceSet
 from bgwork.system import System, load_system
+from bgwork.topology import free_torsions
 from bgwork.trajectories import is_trajectory
 
 
@@ -147,9 +148,10 @@ def judged(data: Data, diagnosis: Diagnosis) -> Diagnosis:
 
 
 def delta_f_of(data: Data) -> dict[str, DeltaF]:
-    """Delta F(phi) of every residue of a peptide, by "phi" or "phi 2", ...; empty for anything else."""
+    """Delta F(phi) of every residue of a peptide but proline, by "phi" or "phi 2", ...; empty for anything else."""
     known = {"reference": known_of(data).samples, "held_out": data.held_out, "log_q": data.log_q}
-    found = {r: delta_f(data.weighted, r, **known) for r in residues_of(data.system)}
+    turning = free_torsions(data.system.topology).values() if data.system.topology else ()
+    found = {r: delta_f(data.weighted, r, **known) for r in residues_of(data.system) if r.phi in turning}
     return {f"phi {r.name}".strip(): value if data.sampled is None else _with_pool(value, r, data) for r, value in found.items()}
 
 

@@ -61,7 +61,7 @@ def bond_balance(topology: Topology, x: Tensor, gradient: Tensor) -> BondBalance
 
     Source: integration by parts, as in the configurational temperature (Rugh 1997; Butler et al. 1998), bond by bond.
     """
-    every = -(-len(x) // ROWS)
+    every = max(1, -(-len(x) // ROWS))
     x, gradient = x[::every].double(), gradient[::every]
     i, j = torch.tensor(topology.bonds).T
     still, moved = torch.cat([i, j]), torch.cat([j, i])

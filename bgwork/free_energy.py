@@ -175,7 +175,7 @@ def pooled(weighted: WeightedSamples, reference: WeightedSamples, log_q_at_refer
     _refuse_weighted(reference)
     u, counts, labels = _pooled(weighted, log_q_at_reference, reference.u, reference.proposal.group)
     solution, asked = solve(u, counts), u[1] if u_elsewhere is None else _elsewhere(weighted, u_elsewhere, len(u[1]))
-    return Pool(weight=torch.softmax(_log_terms(solution, u, asked), 0), weighs=u[1] < math.inf, solution=solution, group=labels)
+    return Pool(weight=torch.softmax(_log_terms(solution, u, asked), 0), weighs=asked < math.inf, solution=solution, group=labels)
 
 
 def local_difference(weighted: WeightedSamples, reference: WeightedSamples, log_q_at_reference: Tensor, in_a: Indicator,

@@ -62,8 +62,8 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
                         generator=generator, progress=progress)
     check_filled(filled, settings, target)
     walkers = weigh(_walkers(system, filled, progress).sample(n * settings.surplus, generator=generator), system.target)
-    rare = rare_basins(system, walkers)
-    exchange = cross_check(system, filled, progress, rare=rare, generator=generator)
+    rare, lost = rare_basins(system, walkers), lost_basins(system, walkers)
+    exchange = cross_check(system, filled, progress, rare=[*rare, *lost], generator=generator)
     began = time.perf_counter()
     proposal = equilibrium(walkers, target, n, settings, generator=generator, progress=progress)
     moves = Cost(gradient=n * (settings.decorrelation + 1), seconds=time.perf_counter() - began)
@@ -80,8 +80,16 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
 
 def rare_basins(system: System, walkers: WeightedSamples) -> list[str]:
     """Names of the populations that walkers have visited and found to be below `RARE`, or above 1 - RARE."""
-    shares = {name: expectation(walkers, f).value for name, f in _functions(system).items() if name.endswith("_positive")}
-    return [name for name, share in shares.items() if 0 < min(share, 1 - share) < RARE]
+    return [name for name, share in _shares(system, walkers).items() if 0 < min(share, 1 - share) < RARE]
+
+
+def lost_basins(system: System, walkers: WeightedSamples) -> list[str]:
+    """Names of the populations that walkers have found to be none or all, for which more ladders would make up in no way."""
+    return [name for name, share in _shares(system, walkers).items() if min(share, 1 - share) <= 0]
+
+
+def _shares(system: System, weighted: WeightedSamples) -> dict[str, float]:
+    return {name: expectation(weighted, f).value for name, f in _functions(system).items() if name.endswith("_positive")}
 
 
 def cross_check(system: System, filled: BiasRun, progress: Progress, *, rare: Collection[str] = (),
@@ -213,7 +221,9 @@ def _uncertainty_check(name: str, method: str, found: dict[str, Estimate]) -> Ch
 
 
 def _as_if(found: Estimate, known: Estimate, *, draws: int) -> Estimate:
-    """A rare population with at least the error of so many independent draws of the known one: none seen is no proof that there is none."""
+    """A population seen still more rarely than the known one, with the error of so many draws of it: none seen is no proof of none."""
+    if min(found.value, 1 - found.value) >= min(known.value, 1 - known.value):
+        return found
     return replace(found, stderr=max(found.stderr, math.sqrt(known.value * (1 - known.value) / draws)))
 
 

@@ -26,13 +26,15 @@ from bgwork.reweighting import average, weigh
 from bgwork.system import System
 from bgwork.torsion_balance import LIMIT as TORQUE_LIMIT
 from bgwork.torsion_balance import torsion_balance
-from bgwork.trajectories import TrajectoryError, check_structure, read_trajectory
+from bgwork.trajectories import TrajectoryError, check_structure, read_trajectory, refuse_export
 
 BLOCKS = 20  # at most, for error bars
 CORRELATION_TIMES = 5  # that a block is long at least
 FEWEST_BLOCKS = 4
+FEWEST_FRAMES = 10  # of the system's handedness
 BOND_TOLERANCE = 0.02  # relative deviation of the bonds' temperature that a time step of 1 fs may leave, beside its standard error
 BOND_ERRORS = 3.0  # of these standard errors
+BOND_CEILING = 0.1  # beyond which no error excuses it
 KELVIN = 0.5  # that temperatures may differ by and still be called equal
 
 
@@ -52,6 +54,7 @@ def from_trajectory(system: System, path: Path, *, frame_time: float, temperatur
             is not the system's, frame_time is not positive, or the trajectory is too short for error bars.
     """
     _check_settings(system, frame_time, temperature)
+    refuse_export(path)
     x = read_trajectory(path, topology=system.topology, top=top)
     check_structure(x, topology=system.topology, structure=system.structure)
     x = system.space.project(x)
@@ -132,6 +135,9 @@ def force_checks(system: System, weighted: WeightedSamples) -> list[Check]:
     """The bonds' temperature, and in frames of the system's handedness the forces along each of them and the torques about them."""
     gradient = torch.cat([system.target.u_and_grad(part)[1] for part in weighted.x.split(BATCH)])
     inside = torch.isfinite(weighted.u)
+    if int(inside.sum()) < FEWEST_FRAMES:
+        return [Check(name="forces on bonds and torsions, frames of the system's handedness", value=math.nan, limit=LIMIT,
+                      text=f"{int(inside.sum())} of {len(weighted)}, which are too few")]
     x, pull = weighted.x[inside], gradient[inside]
     stretch, turn = bond_balance(system.topology, x, pull), torsion_balance(system.topology, x, pull)
     return [bond_temperature_check(system, weighted, gradient),
@@ -146,7 +152,8 @@ def bond_temperature_check(system: System, weighted: WeightedSamples, gradient: 
     forced, expected = bond_work(system, weighted.x, gradient)
     ratio = average(weighted, forced).value / average(weighted, expected).value
     stderr = average(weighted, forced - ratio * expected).stderr / average(weighted, expected).value
-    return Check(name="temperature of the bonds, relative deviation", value=abs(ratio - 1), limit=BOND_TOLERANCE + BOND_ERRORS * stderr,
+    limit = min(BOND_TOLERANCE + BOND_ERRORS * stderr, BOND_CEILING)
+    return Check(name="temperature of the bonds, relative deviation", value=abs(ratio - 1), limit=limit,
                  text=f"{ratio:.3f} +- {stderr:.3f} of the system's; constraints, time step, force field or temperature differ")
 
 

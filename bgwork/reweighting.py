@@ -213,14 +213,12 @@ def average(weighted: WeightedSamples, values: Tensor) -> Estimate:
     if values.shape != p.shape:
         raise ValueError(f"got values of shape {tuple(values.shape)} for {len(p)} samples; one number for each is needed")
     values = torch.where(p != 0, values.double(), 0.0)
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
+    if bad := int((~torch.isfinite(values)).sum()):
         raise ValueError(f"the values are not finite at {bad} of {int((p != 0).sum())} samples of positive weight: they have no average")
     mean = (p * values).sum().item()
     stderr = weighted_stderr(p, values - mean, group=weighted.proposal.group, unseen=unseen_weight(weighted))
     variance = (p * (values - mean).square()).sum().item()
-    constant = variance <= (ROUND_OFF * mean) ** 2
-    return Estimate(value=mean, stderr=stderr, n_eff=math.nan if constant or not stderr else variance / stderr**2)
+    return Estimate(value=mean, stderr=stderr, n_eff=variance / stderr**2 if stderr and variance > (ROUND_OFF * mean) ** 2 else math.nan)
 
 
 def evaluate(f: Callable[[Tensor], Tensor], weighted: WeightedSamples) -> Tensor:

@@ -214,7 +214,7 @@ def weighted_samples(path: Path, *, system: System | None = None) -> WeightedSam
     """
     if is_trajectory(path) and not path.is_dir():
         raise RunError(f"{path} is a trajectory or an export, and no {SAMPLES_FILE}, which this reads; `bgwork reference SYSTEM "
-                       f"--from {path}` takes it over as reference data, if it is equilibrium dynamics of the system")
+                       f"--from {path}` takes a trajectory over as reference data, if it is equilibrium dynamics of the system")
     samples = store.load_samples(path / SAMPLES_FILE if path.is_dir() else path)
     if isinstance(samples, WeightedSamples):
         if system is not None and samples.target != system.target.name:

@@ -66,8 +66,22 @@ def read_trajectory(path: Path, *, topology: Topology, top: Path | None = None) 
 
 
 def is_trajectory(path: Path) -> bool:
-    """Whether a file's name says that it is a trajectory of a format that is read."""
-    return _kind(path) in READERS
+    """Whether a file's name says that it is a trajectory of a format that is read; a folder is none, whatever its name."""
+    return _kind(path) in READERS and not Path(path).is_dir()
+
+
+def refuse_export(path: Path) -> None:
+    """Refuse what `bgwork export` wrote: samples of a generator, whose weights a trajectory does not carry, would come back as dynamics.
+
+    Raises:
+        TrajectoryError: for an HDF5 file of its own, and for a trajectory with a weights file beside it.
+    """
+    path = Path(path)
+    weights = path.with_name(f"{path.stem}_weights.npz")
+    if weights.exists() or (_kind(path) in (".h5", ".hdf5") and _program(path) == "bgwork"):
+        beside = f", whose weights are in {weights}" if weights.exists() else ""
+        raise TrajectoryError(f"{path} is an export of bgwork{beside}: weighted or resampled frames are no dynamics; give the samples.npz "
+                              "that it was made from, or a trajectory of molecular dynamics")
 
 
 def _kind(path: Path) -> str:
@@ -225,6 +239,19 @@ def _read_hdf5(path: Path) -> np.ndarray:
             return _coordinates(path, file["coordinates"])
     except (OSError, KeyError) as error:
         raise TrajectoryError(f"{path} is empty, truncated or damaged: {error}") from error
+
+
+def _program(path: Path) -> str:
+    """The program that wrote an HDF5 file, if it says so."""
+    if importlib.util.find_spec("h5py") is None or not path.is_file():
+        return ""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            return str(file.attrs.get("program", ""))
+    except OSError:
+        return ""
 
 
 def _coordinates(path: Path, node: h5py.Dataset | h5py.Group) -> np.ndarray:

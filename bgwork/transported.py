@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bgwork import store
 from bgwork.generators import generator_path, load_trained
@@ -14,11 +15,12 @@ from bgwork.partial import PartialSamples
 from bgwork.provenance import commit, file_fingerprint, fingerprint, tensor_fingerprint
 from bgwork.recipes.mapped import TargetedRecipe
 from bgwork.records import Proposal
+from bgwork.reference_checks import data_of
 from bgwork.relaxed import equilibrium_set
 from bgwork.runs import RUNS, RunError, write_sampling
 from bgwork.samplers.batches import Progress, check_count
 from bgwork.samplers.internal_map import InternalMap
-from bgwork.samplers.transport import rows_to_weigh, transport
+from bgwork.samplers.transport import rows_to_learn, rows_to_weigh, transport
 from bgwork.system import System, load_system
 
 
@@ -60,6 +62,18 @@ class Transported:
         write_sampling(self.folder, {"system": str(self.system.path)} | self.settings)
 
 
+def _learned_elsewhere(known: Proposal, other: System, learned_on: str) -> Tensor:
+    """[N] bool: rows of other data than those that a map was learned on which stand among these, as in a part of them, [N].
+
+    Rows are told by their energies; that shows only while those data lie where `bgwork reference` puts them.
+    """
+    path = data_of(other.name)
+    beside = store.load_samples(path) if path.exists() else known
+    if tensor_fingerprint(beside.x) != learned_on:
+        return torch.zeros(len(known), dtype=torch.bool)
+    return torch.isin(known.log_q, beside.log_q[rows_to_learn(beside)])
+
+
 def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | None = None, data: Path | None = None,
                    folder: Path | None = None) -> Transported:
     """The transport by the map of a generator that was learned by targeted perturbation.
@@ -84,7 +98,7 @@ def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | Non
     if learned_on is None:
         raise RunError(f"{path} does not say which data its map was learned on; train it anew")
     known = equilibrium_set(system, other, data)
-    source = known.take(rows_to_weigh(known, learned_on=learned_on))
+    source = known.take(rows_to_weigh(known, learned_on=learned_on) & ~_learned_elsewhere(known, other, learned_on))
     left_out = len(known) - len(source)
     if n is not None:
         check_count(n)

@@ -15,6 +15,7 @@ from bgwork import runs, store, tables, terminal
 from bgwork.endings import Interrupted
 from bgwork.export import XTC_NOTE, export_samples, samples_file
 from bgwork.molecule import TransferSection
+from bgwork.provenance import file_fingerprint
 from bgwork.records import Estimate, Proposal, WeightedSamples
 from bgwork.reference_checks import ReferenceError, ReferenceRun, data_of
 from bgwork.reference_trajectory import from_trajectory
@@ -26,6 +27,7 @@ from bgwork.system import System, load_system
 
 XTC_STEP = 0.001  # nm
 COPIES = 100  # of a sample, on average, that an export of resampled frames may hold
+LATER = ("definition", "fingerprint")  # of system.toml and of a trajectory, which older data did not write down
 ROUNDED = 500  # frames at most that are looked at, since their energies may be dear
 
 
@@ -37,7 +39,8 @@ def reference(system: System, n: int, *, seed: int, folder: Path | None = None) 
         Interrupted: on Ctrl-C, before anything is saved.
     """
     folder = folder or data_of(system.name).parent
-    check_replaceable(folder, {"system": system.name, "n": n, "seed": seed, "settings": system.reference.model_dump()})
+    settings = system.reference.model_dump()
+    check_replaceable(folder, {"system": system.name, "definition": definition(system), "n": n, "seed": seed, "settings": settings})
     store.ensure_writable(folder)
     with terminal.progress(f"Reference {system.name}") as tick:
         try:
@@ -55,14 +58,20 @@ def reference_from(system: System, trajectory: Path, *, frame_time: float, tempe
         ReferenceError: if other data lie in the folder.
     """
     folder = folder or data_of(system.name).parent
-    asked = {"system": system.name, "file": str(trajectory), "frame_time_ps": frame_time, "temperature_K": temperature}
-    check_replaceable(folder, asked)
+    asked = {"system": system.name, "definition": definition(system), "file": str(trajectory), "frame_time_ps": frame_time,
+             "temperature_K": temperature}
+    check_replaceable(folder, asked | ({"fingerprint": file_fingerprint(trajectory)} if trajectory.is_file() else {}))
     store.ensure_writable(folder)
     made = from_trajectory(system, trajectory, frame_time=frame_time, temperature=temperature, top=top)
     if trajectory.suffix.lower() == ".xtc":
         note = f"{made.proposal.note}; {rounding_remark(system, made.proposal)}"
         made = replace(made, proposal=replace(made.proposal, note=note))
     save_reference(made, system, folder)
+
+
+def definition(system: System) -> str:
+    """Fingerprint of a system's energy and constants, as its system.toml has them."""
+    return file_fingerprint(system.path / "system.toml")
 
 
 def check_replaceable(folder: Path, asked: Mapping[str, Any]) -> None:
@@ -80,10 +89,20 @@ def check_replaceable(folder: Path, asked: Mapping[str, Any]) -> None:
     record = folder / "reference.json"
     known = store.read_json(record) if record.exists() else {}
     known = known if isinstance(known, dict) else {}
-    if any(known.get(name) != value for name, value in json.loads(json.dumps(asked)).items()):
-        made_by = f"{known.get('n')} configurations made by `{known.get('command')}`"
+    other = _different(json.loads(json.dumps(asked)), known)
+    if other:
+        made_by = f"{known.get('n')} configurations made by `{known.get('command')}` (other {', '.join(other)})"
         found = made_by if known else "samples, and nothing says how they were made"
         raise ReferenceError(f"{path} holds {found}; give another --out, or move {folder} away")
+
+
+def _different(asked: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Names of what differs; settings and fingerprints that the older data did not write down are taken to be the same."""
+    if not known:
+        return list(asked)
+    names = [name for name, value in asked.items() if name != "settings" and known.get(name, value if name in LATER else None) != value]
+    settings = known.get("settings") or {}
+    return names + [name for name, value in (asked.get("settings") or {}).items() if settings.get(name, value) != value]
 
 
 def rounding_remark(system: System, frames: Proposal) -> str:
@@ -93,8 +112,8 @@ def rounding_remark(system: System, frames: Proposal) -> str:
     shift = system.target.u(system.space.project(x + noise)) - system.target.u(x)
     shift = shift[shift.isfinite()]
     estimate = Estimate(value=shift.mean().item(), stderr=(shift.std() / len(shift) ** 0.5).item(), n_eff=float(len(shift)))
-    return (f"XTC holds coordinates at the precision of {XTC_STEP:g} nm, which shifts the reduced energies of these frames by about "
-            f"{tables.estimate(estimate)} kT; DCD or HDF5 keep what energies need")
+    return (f"XTC as it is mostly written holds coordinates at the precision of {XTC_STEP:g} nm, which shifts the reduced energies of "
+            f"these frames by about {tables.estimate(estimate)} kT; DCD or HDF5 keep what energies need")
 
 
 def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
@@ -106,6 +125,7 @@ def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in made.estimates.items()]
     terminal.show("Averages", ("observable", "value", "n_eff"), rows)
     replaced = (folder / runs.SAMPLES_FILE).exists()
+    made = replace(made, made=made.made | {"definition": definition(system)})
     reference_data.save(made, folder, command=runs.provenance()["command"])
     if replaced:
         terminal.note(f"replaced what had been in {folder / runs.SAMPLES_FILE}, made in the same way")
@@ -156,6 +176,8 @@ def export(path: Path, system: System | None, *, kind: str, n: int | None, seed:
     if samples.resolve() == source.resolve():
         raise ValueError(f"{source} is what would be exported, and would be lost; give another --out than {stem}")
     replaced = samples.exists()
+    if samples.name == runs.SAMPLES_FILE:
+        raise ValueError(f"{samples} is what a run's own samples are called; give another --out")
     for written in export_samples(weighted, system, stem, kind=kind):
         terminal.say(f"Saved {written}")
     if replaced:

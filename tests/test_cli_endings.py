@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -110,9 +111,14 @@ def test_reference_data_are_not_replaced_by_others(toy):
     assert reference("-n", "4400", "--out", "elsewhere").exit_code == 0
     again = reference("-n", "4000")
     assert again.exit_code == 0 and "replaced" in again.stderr and "made in the same way" in again.stderr
+    record = Path("runs/toy/reference/reference.json")
+    older = json.loads(record.read_text())
+    del older["definition"], older["settings"]["burn_in"]
+    record.write_text(json.dumps(older))  # as an older bgwork wrote it, which knew no such setting
+    assert reference("-n", "4000").exit_code == 0
     steps = toy.system / "system.toml"
     steps.write_text(steps.read_text().replace("chains = 10", "chains = 20"))
-    refused(reference("-n", "4000"), "holds 4000 configurations")
+    refused(reference("-n", "4000"), "holds 4000 configurations", "(other definition, chains)")
 
 
 @pytest.mark.parametrize(("record", "words"), [

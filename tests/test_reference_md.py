@@ -173,18 +173,19 @@ def test_populations_are_certain_where_both_basins_were_seen_often(share, rare, 
 @pytest.mark.parametrize(("share", "rare"), [(0.2, []), (0.003, ["phi_positive"]), (0.997, ["phi_positive"]), (0.0, [])])
 def test_basins_of_less_than_half_a_per_cent_are_rare(share, rare):
     """One that was never visited is none: metadynamics has nothing to say of it."""
-    assert reference_md.rare_basins(load_system("ala2-vacuum"), with_share(share)) == rare
+    found = reference_md.rare_basins(load_system("ala2-vacuum"), with_share(share))
+    assert found == rare and reference_md.lost_basins(load_system("ala2-vacuum"), with_share(share)) == ([] if share else ["phi_positive"])
 
 
 def test_a_rare_basin_that_replica_exchange_never_saw_is_no_contradiction():
-    """Three rows in a thousand against none in six ladders pass, and no error of Delta F is asked for; a fifth of them does not pass."""
+    """Three rows in a thousand against none in six ladders pass, and no error of Delta F is asked for; ten times as many do not pass."""
     system, walkers = load_system("ala2-vacuum"), with_share(0.003)
-    unseen, often = (reference_md.check(system, walkers, with_share(share, groups=6), with_share(0.003).proposal) for share in (0.0, 0.2))
+    unseen, more, often = (reference_md.check(system, walkers, with_share(share, groups=6), walkers.proposal) for share in (0.0, 0.03, 0.2))
     names = [c.name for c in unseen]
     assert "standard error of Delta F(phi) by metadynamics, kT" in names
     assert "standard error of Delta F(phi) by replica exchange, kT" not in names
-    populations = [[c.passed for c in checks if "agree on phi_positive" in c.name] for checks in (unseen, often)]
-    assert populations == [[True], [False]]
+    populations = [[c.passed for c in checks if "agree on phi_positive" in c.name] for checks in (unseen, more, often)]
+    assert populations == [[True], [False], [False]]
     common = reference_md.check(system, with_share(0.2), with_share(0.0, groups=6), with_share(0.2).proposal)
     assert {c.name: c.passed for c in common}["standard error of Delta F(phi) by replica exchange, kT"] is False
 

@@ -205,12 +205,15 @@ def test_moved_configurations_carry_the_change_of_volume(systems, beside_data):
 
 
 def test_data_of_an_independent_run_are_weighed_as_a_whole(beside_data):
-    """No row is left out of data that the map has never seen, and data of another energy are refused."""
+    """No row is left out of data that the map has never seen; rows of its own are, under another name too; another energy's are refused."""
     trained()
     data = reference_samples(load_system("ala2-vacuum"))
-    store.save_samples(Path("other.npz"), data.take(torch.arange(0, len(data), 2)))
+    store.save_samples(Path("part.npz"), data.take(torch.arange(0, len(data), 2)))
+    part = find_transport("made", data=Path("part.npz"))
+    assert part.left_out == int(rows_to_learn(data)[::2].sum()) > 100 and len(part.source) == len(data) // 2 - part.left_out
+    store.save_samples(Path("other.npz"), data.take(~rows_to_learn(data)))
     found = find_transport("made", data=Path("other.npz"))
-    assert found.left_out == 0 and len(found.source) == len(data) // 2 and found.settings["data"] == "other.npz"
+    assert found.left_out == 0 and len(found.source) == int((~rows_to_learn(data)).sum()) and found.settings["data"] == "other.npz"
     moved = call("transport", "made", "-n", "40", "--data", "other.npz", "--out", "moved")
     assert moved.exit_code == 0 and len(weighted_samples(Path("moved"))) == 40, (moved.output, moved.exception)
     refused(call("transport", "made", "--data", str(load_system("ala2-obc2").path / "reference.npz")), "of ala2-obc2, not of ala2-vacuum")

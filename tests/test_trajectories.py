@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from bgwork import units
+from bgwork.export import export_samples
 from bgwork.reference import save
 from bgwork.reference_checks import ReferenceError
-from bgwork.reference_trajectory import bond_temperature_check, from_trajectory, slowest_correlation
+from bgwork.reference_trajectory import bond_temperature_check, force_checks, from_trajectory, slowest_correlation
 from bgwork.reweighting import weigh
 from bgwork.samplers.md import decorrelate
 from bgwork.system import load_system, reference_samples
@@ -135,12 +136,34 @@ def test_a_basin_that_was_never_left_is_told_and_compared(system, written, x):
     assert all(c.passed for c in made.checks) and "phi is never between" in made.proposal.note
 
 
-def test_temperature_of_few_bonds_is_judged_by_its_error(system, x):
-    """A deviation of 4 % is nothing for a hundred frames, and three standard errors for a thousand."""
-    gradient = torch.cat([system.target.u_and_grad(x)[1]])
+def test_temperature_of_the_bonds_is_judged_by_its_error(system, x):
+    """Forces 6 % too strong: nothing that fifty frames could tell, too much for a thousand; 30 % is too much for any."""
+    gradient = system.target.u_and_grad(x)[1]
     proposal = dataclasses.replace(reference_samples(system).take(torch.arange(1000)), x=x, log_q=-system.target.u(x), group=None)
-    few, many = (bond_temperature_check(system, weigh(proposal.take(torch.arange(n)), system.target), gradient[:n]) for n in (50, 1000))
-    assert few.limit > 2 * many.limit > 2 * 0.02 and few.passed and many.passed
+
+    def check(n, factor):
+        return bond_temperature_check(system, weigh(proposal.take(torch.arange(n)), system.target), factor * gradient[:n])
+
+    assert check(50, 1.06).passed and check(1000, 1.0).passed
+    assert not check(1000, 1.06).passed and not check(50, 1.3).passed and check(10, 1.0).limit == pytest.approx(0.1)
+
+
+def test_frames_of_the_other_hand_alone_fail_a_check(system, x):
+    """Not a bare error about a slice: nothing is left to look at forces with."""
+    nought = torch.zeros(20, dtype=torch.float64)
+    mirrored = dataclasses.replace(reference_samples(system).take(torch.arange(20)), x=-x[:20], log_q=nought, group=None)
+    weighted = dataclasses.replace(weigh(mirrored, system.target), u=torch.full((20,), math.inf, dtype=torch.float64))
+    (only,) = force_checks(system, weighted)
+    assert not only.passed and "0 of 20" in str(only)
+
+
+@pytest.mark.parametrize("kind", ["dcd", "hdf5"])
+def test_exports_of_a_generators_samples_are_no_dynamics(system, x, tmp_path, kind):
+    """Drawn by weight or not: they would confirm themselves."""
+    proposal = dataclasses.replace(reference_samples(system).take(torch.arange(40)), x=x[:40], log_q=-system.target.u(x[:40]), group=None)
+    exported = export_samples(weigh(proposal, system.target), system, tmp_path / "mine", kind=kind)[0]
+    with pytest.raises(TrajectoryError, match="is an export of bgwork"):
+        from_trajectory(system, exported, **SETTINGS)
 
 
 def test_constrained_bonds_are_noticed(system, written, x):
