@@ -1,18 +1,23 @@
 """Time and checks of reference data on one thread.
 
     python benchmarks/reference.py dw4 lj13 -n 100000
+    bgwork reference ala2-obc2 -n 200000 --seed 2 --out runs/ala2-obc2/long
+    python benchmarks/reference.py --made runs/ala2-obc2/long
 
-Run it on an idle machine. Nothing is kept: `bgwork reference` makes data to use.
+Run the first on an idle machine; nothing of it is kept. The last reads checks and averages of data that `bgwork reference` has made.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 from rows import Row, estimate_row, publish
 
+from bgwork import store
+from bgwork.records import Estimate
 from bgwork.reference import generate
 from bgwork.system import load_system
 
@@ -27,14 +32,25 @@ def measure(name: str, n: int, seed: int) -> list[Row]:
     return rows + [estimate_row(f"<{observable}>", estimate, **common) for observable, estimate in run.estimates.items()]
 
 
+def read(folder: Path) -> list[Row]:
+    """Checks and averages as reference.json has them."""
+    content = store.read_json(folder / "reference.json")
+    common = {"system": content["system"], "method": content["settings"]["sampler"], "n": content["n"], "seed": content["seed"]}
+    rows = [Row(metric=check["name"], value=check["value"], goal=f"< {check['limit']:.3g}", **common) for check in content["checks"]]
+    return rows + [estimate_row(f"<{name}>", Estimate(value=known["value"], stderr=known["stderr"]), **common)
+                   for name, known in content["estimates"].items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("systems", nargs="+")
+    parser.add_argument("systems", nargs="*")
+    parser.add_argument("--made", type=Path, nargs="*", default=[], help="folders of reference data whose records are read")
     parser.add_argument("-n", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    publish([row for name in options.systems for row in measure(name, options.n, options.seed)])
+    rows = [row for name in options.systems for row in measure(name, options.n, options.seed)]
+    publish(rows + [row for folder in options.made for row in read(folder)])
 
 
 if __name__ == "__main__":
