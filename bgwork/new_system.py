@@ -27,8 +27,9 @@ ROOM = 1.5  # reach of the radial basis over the longest distance in the structu
 BASIS = 16  # radial functions per nm
 LONGEST = 0.3  # nm; no covalent bond reaches it
 BATCH, ATOMS = 128, 22  # of the shipped alanine dipeptide; memory and time of a step grow with the batch times the pairs of atoms
-RECIPE_ABOUT = """# Flow matching from MD data: rotations and methyl turns aligned, every atom a kind of its own.
-# A start, not tuned for this molecule; compiled = true needs a C++ compiler such as g++.
+RECIPE_ABOUT = """# Flow matching from MD data: rotations aligned, every atom a kind of its own, late velocities freed from noise by
+# forces on the data, which must be an equilibrium set of the very energy (forces_after = 1 does without). A start, not tuned for
+# this molecule: more steps give more effective samples. compiled = true needs a C++ compiler such as g++.
 """
 
 
@@ -71,10 +72,10 @@ def new_system(wanted: NewSystem, *, folder: Path = Path("systems")) -> Path:
     name, folder = wanted.system_name, Path(folder)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise SystemFileError(f"{name!r} cannot name a system; use lower-case letters, digits, dots and hyphens (--name)")
-    if is_shipped(name):
-        raise SystemFileError(f"{name!r} is the name of a shipped system, which yours would hide; choose another name (--name)")
     if (folder / name).exists():
         raise SystemFileError(f"{folder / name} exists; choose another name (--name), or delete it")
+    if is_shipped(name):
+        raise SystemFileError(f"{name!r} is the name of a shipped system, which yours would hide; choose another name (--name)")
     if not (wanted.temperature > 0 and math.isfinite(wanted.temperature)):
         raise SystemFileError(f"temperature must be positive and finite, got {wanted.temperature} K")
     with store.no_folders_left_empty(folder):
@@ -141,13 +142,14 @@ def _recipe(structure: torch.Tensor) -> dict[str, Any]:
     reach = round(max(1.5, ROOM * torch.cdist(structure, structure).max().item()), 2)
     batch = max(8, min(BATCH, round(BATCH * (ATOMS / len(structure)) ** 2 / 8) * 8))
     return {
-        "objective": "flow-matching", "description": "two-hop chiral field, rotational alignment, more times near the data",
+        "objective": "flow-matching", "description": "late velocities freed from noise by forces, from nothing",
         "field": {"kind": "molecular", "hops": 2, "hidden": 64, "message": 64, "vectors": 16, "node_hidden": 96,
-                  "n_basis": round(BASIS * reach), "kind_basis": 24, "r_max": reach, "softening": 0.002},
-        "coupling": {"kind": "molecular", "sweeps": 2},
-        "training": {"steps": 18_000, "batch": batch, "late_times": 0.6, "learning_rate": 2e-3, "bfloat16": 0.7, "compiled": True,
-                     "evaluate_every": 3000, "evaluate_samples": 200},
-        "sampler": {"integrator": "midpoint", "steps": 8, "power": 2.0}}
+                  "n_basis": round(BASIS * reach), "kind_basis": 24, "r_max": reach, "softening": 0.002, "nearest": 0.003},
+        "coupling": {"kind": "soft-molecular"},
+        "training": {"steps": 12_000, "optimiser": "soap", "batch": batch, "late_times": 0.4, "logarithmic_times": 0.3,
+                     "forces_after": 0.94, "learning_rate": 2e-3, "bfloat16": 0.6, "compiled": True, "evaluate_every": 4000,
+                     "evaluate_samples": 200},
+        "sampler": {"integrator": "midpoint", "steps": 12, "power": 2.0, "ease": 1.3, "stretch": 1.04}}
 
 
 def _settings(wanted: NewSystem, topology: Topology, structure: torch.Tensor) -> dict[str, Any]:

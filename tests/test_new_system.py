@@ -10,7 +10,7 @@ from openmm import app
 
 from bgwork.new_system import NewSystem, _recipe, new_system
 from bgwork.recipes import Request, default_recipe, load_recipe
-from bgwork.system import SystemFileError, load_system
+from bgwork.system import SystemFileError, load_system, reference_samples
 from bgwork.targets.chamber import Chamber
 from bgwork.targets.force_fields import ForceFieldError
 
@@ -39,12 +39,11 @@ def test_the_new_system_is_the_shipped_one(pdb, tmp_path):
 def test_the_new_system_has_a_recipe_that_trains(pdb, tmp_path):
     """The one shipped for the same molecule, whose batches are those that a step of the new system's takes up."""
     system, shipped = (load_system(path) for path in (new_system(NewSystem(pdb=pdb(), solvent="vacuum"), folder=tmp_path), "ala2-vacuum"))
-    recipe, known = load_recipe(system), load_recipe(shipped, "fm")
+    recipe, known = load_recipe(system), load_recipe(shipped, "fm-scratch")
     assert default_recipe(system) == "fm" and recipe.model_dump() == known.model_dump()
-    data = system.structure + 0.005 * torch.randn(4, 22, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     job = load_recipe(system, overrides=["training.batch=2", "field.hidden=8"]).job(
-        Request(system=system, name="fm", folder=tmp_path, seed=0, data=system.space.project(data)))
-    assert torch.isfinite(job.loss(job.model, job.data(0)))
+        Request(system=system, name="fm", folder=tmp_path, seed=0, data=reference_samples(shipped).x))
+    assert job.data.forces is not None and torch.isfinite(job.loss(job.model, job.data(0)))
 
 
 def test_the_recipe_follows_the_size_of_the_molecule():
