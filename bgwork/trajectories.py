@@ -48,7 +48,7 @@ def read_trajectory(path: Path, *, topology: Topology, top: Path | None = None) 
             not numbers.
     """
     path = Path(path)
-    if not is_trajectory(path):
+    if _kind(path) not in READERS:
         raise TrajectoryError(f"{path}: trajectories of format {path.suffix!r} are not read; known are {', '.join(READERS)}")
     if not path.is_file():
         raise TrajectoryError(f"{path} is a folder, not a trajectory" if path.is_dir() else f"no trajectory {path}")

@@ -104,6 +104,7 @@ def test_script_runs_on_a_trajectory(folder, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     system = load_system("ala2-vacuum")
     files = export_samples(weigh(simulated(system, 400, seed=7), system.target), system, folder / "md", kind="dcd")
+    files[2].unlink()  # an export would be refused
     for name, value in {"SAMPLES": files[0], "SYSTEM": "ala2-vacuum", "FRAME_TIME": 1.0, "PICTURES": folder / "here"}.items():
         monkeypatch.setenv(f"BGWORK_{name}", str(value))
     runpy.run_path(str(SCRIPT), run_name="__main__")
