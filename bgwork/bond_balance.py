@@ -61,8 +61,7 @@ def bond_balance(topology: Topology, x: Tensor, gradient: Tensor) -> BondBalance
 
     Source: integration by parts, as in the configurational temperature (Rugh 1997; Butler et al. 1998), bond by bond.
     """
-    every = max(1, -(-len(x) // ROWS))
-    x, gradient = x[::every].double(), gradient[::every]
+    x, gradient = looked_at(x), looked_at(gradient)
     i, j = torch.tensor(topology.bonds).T
     still, moved = torch.cat([i, j]), torch.cat([j, i])
     bond = x[:, moved] - x[:, still]
@@ -70,6 +69,11 @@ def bond_balance(topology: Topology, x: Tensor, gradient: Tensor) -> BondBalance
     z = standard_scores(excess)
     worst = z.abs().argmax()
     return BondBalance(z=z, worst=(topology.labels[still[worst]], topology.labels[moved[worst]]))
+
+
+def looked_at(values: Tensor) -> Tensor:
+    """At most `ROWS` rows of [N, ...], evenly spread, in double precision."""
+    return values[:: max(1, -(-len(values) // ROWS))].double()
 
 
 def standard_scores(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgwork.bond_balance import ROWS, standard_scores
+from bgwork.bond_balance import looked_at, standard_scores
 from bgwork.geometry import torsions
 from bgwork.targets.torsion_angles import RotatableBond, rotatable_bonds
 from bgwork.topology import Topology
@@ -65,8 +65,7 @@ def torsion_balance(topology: Topology, x: Tensor, gradient: Tensor) -> TorsionB
 
     Source: integration by parts, as in the configurational temperature (Rugh 1997; Butler et al. 1998), torsion by torsion.
     """
-    every = max(1, -(-len(x) // ROWS))
-    x, gradient, bonds = x[::every].double(), gradient[::every], rotatable_bonds(topology)
+    x, gradient, bonds = looked_at(x), looked_at(gradient), rotatable_bonds(topology)
     found = [standard_scores(excess(x, gradient, bond)) for bond in bonds]
     return TorsionBalance(z=torch.stack(found) if found else torch.zeros(0, 2 * HARMONICS + 1),
                           bonds=tuple((topology.labels[bond.atoms[1]], topology.labels[bond.atoms[2]]) for bond in bonds))

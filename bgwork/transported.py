@@ -63,7 +63,7 @@ class Transported:
 
 
 def _learned_elsewhere(known: Proposal, other: System, learned_on: str) -> Tensor:
-    """[N] bool: rows of other data than those that a map was learned on which stand among these, as in a part of them, [N].
+    """[N] bool: rows that a map was learned on, where they stand in other data than those that it was learned on, such as a part of them.
 
     Rows are told by their energies; that shows only while those data lie where `bgwork reference` puts them.
     """

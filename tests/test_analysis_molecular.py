@@ -13,13 +13,14 @@ import torch
 from ala2 import generated, share_of_left_handed, simulated
 from test_analysis import run
 
-from bgwork import runs, store
+from bgwork import analysis, runs, store
 from bgwork.analysis import Source, at_temperature, delta_f_of, function_of, known_of, load, log_z_by_mbar, residues_of
 from bgwork.export import export_samples
 from bgwork.held_out import HELD_OUT_FILE
 from bgwork.profiles import free_energy_surface
 from bgwork.provenance import file_fingerprint
 from bgwork.reweighting import weigh
+from bgwork.routes import profile_routes
 from bgwork.system import System, load_system
 
 
@@ -87,6 +88,22 @@ def test_delta_f_by_every_route_and_the_profile_of_phi(folder, tmp_path):
         assert abs(found[name]["value"] - truth()) < 4 * found[name]["stderr"] < 1.2, name
     assert all(words in " ".join(result.output.split()) for words in ("ln P(elsewhere)", "profile along phi", "-0.2094 to 0 "))
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("temperature", [300.0, 301.0])
+def test_pooled_profiles_and_differences_agree(folder, temperature):
+    """One bin over the basin of Delta F(phi) holds what the pooled difference says, at another temperature too."""
+    data = at_temperature(load(Source(path=folder)), temperature)
+    profile = profile_routes(data, "phi", torch.tensor([0.0, 2.0], dtype=torch.float64)).by_route["pooled"]
+    share = 2 * math.exp(-profile.value.item())
+    assert math.log(1 / share - 1) == pytest.approx(delta_f_of(data)["phi"].by_route["pooled"].value, abs=1e-9)
+    weights = profile_routes(data, "phi", torch.tensor([0.0, 2.0], dtype=torch.float64)).by_route["weights"]
+    assert abs(profile.value - weights.value).item() < 5 * weights.stderr.item()
+
+
+def test_a_phi_that_cannot_turn_has_no_delta_f(folder, monkeypatch):
+    monkeypatch.setattr(analysis, "free_torsions", lambda topology: {})
+    assert delta_f_of(load(Source(path=folder))) == {}
 
 
 def test_another_temperature_moves_samples_and_reference_alike(folder):

@@ -7,11 +7,11 @@ import re
 import mdtraj
 import numpy as np
 import pytest
-import torch
 from commands import call, files, refused
+from frames import without_memory
 
 from bgwork import store
-from bgwork.system import load_system, reference_samples
+from bgwork.system import load_system
 
 PDB = (load_system("ala2-vacuum").path / "topology.pdb").resolve()
 SETTINGS = ("--frame-time", "0.2", "--temperature", "300", "--out", "taken")
@@ -24,9 +24,7 @@ def system():
 
 @pytest.fixture(scope="module")
 def x(system):
-    """Equilibrium frames in random order, which is a trajectory without memory."""
-    frames = reference_samples(system).x
-    return frames[torch.randperm(len(frames), generator=torch.Generator().manual_seed(0))[:1000]]
+    return without_memory(system)
 
 
 @pytest.fixture

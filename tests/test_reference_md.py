@@ -190,6 +190,14 @@ def test_a_rare_basin_that_replica_exchange_never_saw_is_no_contradiction():
     assert {c.name: c.passed for c in common}["standard error of Delta F(phi) by replica exchange, kT"] is False
 
 
+def test_a_basin_that_walkers_never_reached_costs_no_more_ladders(monkeypatch):
+    """Metadynamics' own check fails there, whatever replica exchange finds."""
+    asked, cross_check = [], reference_md.cross_check
+    monkeypatch.setattr(reference_md, "cross_check", lambda *a, rare, **more: asked.append(rare) or cross_check(*a, rare=rare, **more))
+    generate(tiny(filling=2000, level=0.2, burn_in=20, exchanges=5), 16, seed=1)
+    assert asked == [["phi_positive"]]
+
+
 def test_same_seed_same_numbers(made):
     quick = tiny(filling=2000, level=0.2, burn_in=20, exchanges=5)
     a, b, c = (generate(quick, 16, seed=seed) for seed in (1, 1, 2))

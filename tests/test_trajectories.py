@@ -10,6 +10,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from frames import without_memory
 
 from bgwork import units
 from bgwork.export import export_samples
@@ -33,9 +34,7 @@ def system():
 
 @pytest.fixture(scope="module")
 def x(system):
-    """Equilibrium frames in random order, which is a trajectory without memory."""
-    frames = reference_samples(system).x
-    return frames[torch.randperm(len(frames), generator=torch.Generator().manual_seed(0))[:1000]]
+    return without_memory(system)
 
 
 @pytest.fixture
