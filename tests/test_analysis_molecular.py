@@ -101,6 +101,14 @@ def test_pooled_profiles_and_differences_agree(folder, temperature):
     assert abs(profile.value - weights.value).item() < 5 * weights.stderr.item()
 
 
+def test_basins_are_judged_whatever_observable_is_asked_for(folder, tmp_path):
+    """One that was never reached would otherwise go unseen beside a radius of gyration."""
+    result = run("observables", folder, "--observable", "radius_of_gyration", "--json", tmp_path / "o.json")
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads((tmp_path / "o.json").read_text()).values()
+    assert sorted(found["basins"]) == ["0", "1"] == sorted(found["basin_reference"])
+
+
 def test_a_phi_that_cannot_turn_has_no_delta_f(folder, monkeypatch):
     monkeypatch.setattr(analysis, "free_torsions", lambda topology: {})
     assert delta_f_of(load(Source(path=folder))) == {}
