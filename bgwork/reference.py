@@ -18,6 +18,7 @@ from bgwork.molecule import GivenSection, MetadynamicsSection, TransferSection
 from bgwork.provenance import commit, versions
 from bgwork.records import Cost, Density, Origin, Proposal, with_edit
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, measure, virial_check
+from bgwork.reference_stages import Stages
 from bgwork.samplers.batches import check_count
 from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.convergence import by_chain, chain_average, split_rhat
@@ -32,13 +33,14 @@ REMEDY_OF_TRAJECTORY = ("make the system with the force field, solvent and tempe
 REMEDY_OF_TRANSFER = "ask for more samples, set more transitions or keep nearer 1 in system.toml, or start from another energy"
 
 
-def generate(system: System, n: int, *, seed: int, progress: Progress = silent) -> ReferenceRun:
+def generate(system: System, n: int, *, seed: int, stages: Stages | None = None, progress: Progress = silent) -> ReferenceRun:
     """Draw n equilibrium configurations of a system and check them.
 
     Args:
         system: says by `system.reference` which sampler, how many chains and which starts.
         n: number of configurations.
         seed: of everything random.
+        stages: of a molecule's metadynamics and cross-check, to go on from; other samplers keep none.
         progress: called as progress(done, total, text).
     Returns:
         The run; look at `checks`, or let `save` do so.
@@ -49,7 +51,7 @@ def generate(system: System, n: int, *, seed: int, progress: Progress = silent) 
         raise ReferenceError(f"{system.name} has no sampler of its own; bring a trajectory with `bgwork reference {system.name} --from`")
     check_count(n)
     if isinstance(system.reference, MetadynamicsSection):
-        return reference_md.generate(system, n, seed=seed, progress=progress)
+        return reference_md.generate(system, n, seed=seed, stages=stages, progress=progress)
     if isinstance(system.reference, TransferSection):
         return reference_transfer.generate(system, n, seed=seed, progress=progress)
     settings, kinds = system.reference, len(system.reference.starts) or 1

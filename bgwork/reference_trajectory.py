@@ -21,7 +21,7 @@ from bgwork.molecule import molecular_observables
 from bgwork.provenance import commit, file_fingerprint, versions
 from bgwork.records import Density, Origin, Proposal, WeightedSamples
 from bgwork.reference_checks import BATCH, Z_LIMIT, Check, ReferenceRun, agreement, virial_check
-from bgwork.reference_md import estimate
+from bgwork.reference_populations import estimate
 from bgwork.reweighting import average, weigh
 from bgwork.system import System
 from bgwork.torsion_balance import LIMIT as TORQUE_LIMIT

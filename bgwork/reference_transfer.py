@@ -21,7 +21,7 @@ from bgwork.protocols import Target
 from bgwork.provenance import commit, file_fingerprint, versions
 from bgwork.records import MOVED, Estimate, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import Z_LIMIT, Check, ReferenceError, ReferenceRun, agreement, data_of, virial_check
-from bgwork.reference_md import AGREEMENT_LIMIT, estimate
+from bgwork.reference_populations import AGREEMENT_LIMIT, estimate
 from bgwork.relaxed import equilibrium_set
 from bgwork.reweighting import resample, weigh
 from bgwork.samplers.chains import Progress, silent

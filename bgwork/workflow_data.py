@@ -14,10 +14,12 @@ from bgwork import reference as reference_data
 from bgwork import runs, store, tables, terminal
 from bgwork.endings import Interrupted
 from bgwork.export import XTC_NOTE, export_samples, samples_file
-from bgwork.molecule import TransferSection
+from bgwork.molecule import MetadynamicsSection, TransferSection
 from bgwork.provenance import file_fingerprint
 from bgwork.records import Estimate, Proposal, WeightedSamples
 from bgwork.reference_checks import ReferenceError, ReferenceRun, data_of
+from bgwork.reference_md import stages_in
+from bgwork.reference_stages import Stages
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.relaxed import Relaxation, equilibrium_set, weighted_start
 from bgwork.relaxed import relax as relaxed_configurations
@@ -32,22 +34,40 @@ ROUNDED = 500  # frames at most that are looked at, since their energies may be 
 
 
 def reference(system: System, n: int, *, seed: int, folder: Path | None = None) -> None:
-    """Generate reference data, show the checks, and save if they passed.
+    """Generate reference data, show the checks, and save if they passed; what a molecule's run has finished is kept until then.
 
     Raises:
-        ReferenceError: if other data lie in the folder.
+        ReferenceError: if other data lie in the folder, or a check failed.
         Interrupted: on Ctrl-C, before anything is saved.
     """
     folder = folder or data_of(system.name).parent
     settings = system.reference.model_dump()
-    check_replaceable(folder, {"system": system.name, "definition": definition(system), "n": n, "seed": seed, "settings": settings})
+    asked = {"system": system.name, "definition": definition(system), "n": n, "seed": seed, "settings": settings}
+    check_replaceable(folder, asked)
     store.ensure_writable(folder)
+    stages = stages_in(folder, system, n, seed=seed) if isinstance(system.reference, MetadynamicsSection) else Stages()
+    if known := stages.finished():
+        terminal.note(f"going on from {stages.folder}, where {', '.join(known)} had been finished")
     with terminal.progress(f"Reference {system.name}") as tick:
         try:
-            made = reference_data.generate(system, n, seed=seed, progress=tick)
+            made = reference_data.generate(system, n, seed=seed, stages=stages, progress=tick)
         except KeyboardInterrupt:
-            raise Interrupted(f"no reference data were saved, {folder} is as it was, and the same command begins anew") from None
-    save_reference(made, system, folder)
+            raise Interrupted(f"no reference data were saved, and the same command {_goes_on(stages)}") from None
+    try:
+        save_reference(made, system, folder)
+    except ReferenceError as error:
+        raise ReferenceError(f"{error}\n{_kept(stages)}") if stages.finished() else error from None
+    stages.forget()
+
+
+def _goes_on(stages: Stages) -> str:
+    known = stages.finished()
+    return f"goes on from {', '.join(known)}, which {stages.folder} keeps" if known else "begins anew"
+
+
+def _kept(stages: Stages) -> str:
+    return (f"{stages.folder} keeps what was run: with a higher reference.most_ladders in system.toml the same command goes on from there. "
+            "It may be removed")
 
 
 def reference_from(system: System, trajectory: Path, *, frame_time: float, temperature: float, top: Path | None = None,

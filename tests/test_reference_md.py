@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
-from commands import call, files, refused
+from frames import tiny_reference
 
-from bgwork import reference_md
+from bgwork import reference_md, reference_populations
 from bgwork.records import MOVED, RESAMPLED, Density, WeightedSamples
 from bgwork.reference import generate
 from bgwork.reference_checks import ReferenceError, ReferenceRun
+from bgwork.reference_stages import Stages
 from bgwork.reweighting import normalised_weights, weigh
 from bgwork.samplers.chains import silent
 from bgwork.samplers.metadynamics import BiasRun
 from bgwork.system import System, load_system, reference_samples
 from bgwork.targets.openmm import OpenMMTarget
 
-TINY = {"chains": 4, "burn_in": 100, "thin": 20, "surplus": 2, "decorrelation": 5, "filling": 30_000, "temperatures": [300.0, 400.0],
-        "exchange": 20, "exchanges": 20, "ladders": 4, "most_ladders": 4, "level": 1.2}  # low hills leave little to cut
 N = 42  # no multiple of the walkers
 COMPARED = ("u", "virial", "phi_positive", "phi_cos", "phi_sin", "psi_cos", "psi_sin", "radius_of_gyration")
 
@@ -35,11 +32,6 @@ class Watched:
     filled: BiasRun
     walkers: WeightedSamples
     told: list[str]
-
-
-def tiny(**settings: object) -> System:
-    system = load_system("ala2-vacuum")
-    return replace(system, reference=system.reference.model_copy(update=TINY | settings))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +48,8 @@ def made() -> Watched:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("build_bias", "equilibrium"):
             patch.setattr(reference_md, name, watch(name, getattr(reference_md, name)))
-        run = generate(tiny(), N, seed=3, progress=lambda done, total, text: told.append(text))
-    return Watched(system=tiny(), run=run, filled=seen["build_bias"][1], walkers=seen["equilibrium"][0][0], told=told)
+        run = generate(tiny_reference(), N, seed=3, progress=lambda done, total, text: told.append(text))
+    return Watched(system=tiny_reference(), run=run, filled=seen["build_bias"][1], walkers=seen["equilibrium"][0][0], told=told)
 
 
 def test_walkers_weigh_the_bias_that_they_ran_under(made):
@@ -146,9 +138,11 @@ def test_more_ladders_are_run_until_populations_are_certain(made, monkeypatch):
     def found(most, is_certain=None):
         if is_certain is not None:
             monkeypatch.setattr(reference_md, "certain", lambda *_, **__: is_certain)
-        return reference_md.cross_check(tiny(most_ladders=most), made.filled, silent, generator=torch.Generator().manual_seed(0)).proposal
+        ladders = reference_md.Ladders(system=tiny_reference(), filled=made.filled, stages=Stages(), progress=silent,
+                                       generator=torch.Generator().manual_seed(0))
+        return reference_md.cross_check(ladders, ladders.more(), most).proposal
 
-    eight, four = found(9), found(100, is_certain=True)
+    eight, four = found(2), found(25, is_certain=True)
     assert (len(eight), len(four)) == (160, 80) and eight.group.unique().tolist() == list(range(8))
     assert torch.equal(eight.x[:80], four.x) and not torch.equal(eight.x[80:], four.x)
     assert eight.cost.gradient == 2 * four.cost.gradient and eight.note.count("exchanges accepted") == 2
@@ -167,26 +161,28 @@ def with_share(share: float, groups: int = 20) -> WeightedSamples:
 @pytest.mark.parametrize(("share", "rare", "expected"), [
     (0.2, (), True), (0.001, (), False), (0.0, (), False), (1.0, (), False), (0.0, ("phi_positive",), True)])
 def test_populations_are_certain_where_both_basins_were_seen_often(share, rare, expected):
-    assert reference_md.certain(load_system("ala2-vacuum"), with_share(share), rare=rare) is expected
+    assert reference_populations.certain(load_system("ala2-vacuum"), with_share(share), rare=rare) is expected
 
 
 @pytest.mark.parametrize(("share", "rare"), [(0.2, []), (0.003, ["phi_positive"]), (0.997, ["phi_positive"]), (0.0, [])])
 def test_basins_of_less_than_half_a_per_cent_are_rare(share, rare):
     """One that was never visited is none: metadynamics has nothing to say of it."""
-    found = reference_md.rare_basins(load_system("ala2-vacuum"), with_share(share))
-    assert found == rare and reference_md.lost_basins(load_system("ala2-vacuum"), with_share(share)) == ([] if share else ["phi_positive"])
+    system, walkers = load_system("ala2-vacuum"), with_share(share)
+    assert reference_populations.rare_basins(system, walkers) == rare
+    assert reference_populations.lost_basins(system, walkers) == ([] if share else ["phi_positive"])
 
 
 def test_a_rare_basin_that_replica_exchange_never_saw_is_no_contradiction():
     """Three rows in a thousand against none in six ladders pass, and no error of Delta F is asked for; ten times as many do not pass."""
     system, walkers = load_system("ala2-vacuum"), with_share(0.003)
-    unseen, more, often = (reference_md.check(system, walkers, with_share(share, groups=6), walkers.proposal) for share in (0.0, 0.03, 0.2))
+    unseen, more, often = (
+        reference_populations.check(system, walkers, with_share(share, groups=6), walkers.proposal) for share in (0.0, 0.03, 0.2))
     names = [c.name for c in unseen]
     assert "standard error of Delta F(phi) by metadynamics, kT" in names
     assert "standard error of Delta F(phi) by replica exchange, kT" not in names
     populations = [[c.passed for c in checks if "agree on phi_positive" in c.name] for checks in (unseen, more, often)]
     assert populations == [[True], [False], [False]]
-    common = reference_md.check(system, with_share(0.2), with_share(0.0, groups=6), with_share(0.2).proposal)
+    common = reference_populations.check(system, with_share(0.2), with_share(0.0, groups=6), with_share(0.2).proposal)
     assert {c.name: c.passed for c in common}["standard error of Delta F(phi) by replica exchange, kT"] is False
 
 
@@ -194,12 +190,12 @@ def test_a_basin_that_walkers_never_reached_costs_no_more_ladders(monkeypatch):
     """Metadynamics' own check fails there, whatever replica exchange finds."""
     asked, cross_check = [], reference_md.cross_check
     monkeypatch.setattr(reference_md, "cross_check", lambda *a, rare, **more: asked.append(rare) or cross_check(*a, rare=rare, **more))
-    generate(tiny(filling=2000, level=0.2, burn_in=20, exchanges=5), 16, seed=1)
+    generate(tiny_reference(filling=2000, level=0.2, burn_in=20, exchanges=5), 16, seed=1)
     assert asked == [["phi_positive"]]
 
 
 def test_same_seed_same_numbers(made):
-    quick = tiny(filling=2000, level=0.2, burn_in=20, exchanges=5)
+    quick = tiny_reference(filling=2000, level=0.2, burn_in=20, exchanges=5)
     a, b, c = (generate(quick, 16, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(a.proposal.x, b.proposal.x) and torch.equal(a.proposal.ancestor, b.proposal.ancestor)
     assert a.made["cross_check"] == b.made["cross_check"] and [str(x) for x in a.checks] == [str(x) for x in b.checks]
@@ -209,25 +205,9 @@ def test_same_seed_same_numbers(made):
 def test_too_few_configurations_are_refused_before_any_work(monkeypatch):
     monkeypatch.delattr(reference_md, "build_bias")
     with pytest.raises(ReferenceError, match="15 configurations are too few to compare 4 walkers; ask for at least 16"):
-        generate(tiny(), 15, seed=0)
-
-
-def test_the_command_refuses_to_save_what_did_not_converge(tmp_path, monkeypatch):
-    """Exit code 2, the checks that failed, and not a file or folder more than before."""
-    folder = tmp_path / "systems" / "ala2-vacuum"
-    shutil.copytree(load_system("ala2-vacuum").path, folder, ignore=shutil.ignore_patterns("generators", "*.npz"))
-    text = (folder / "system.toml").read_text()
-    assert text.rstrip().endswith('sampler = "metadynamics"')
-    (folder / "system.toml").write_text(text + "".join(f"{name} = {value}\n" for name, value in TINY.items()))
-    monkeypatch.chdir(tmp_path)
-    before = files(tmp_path)
-    result = call("reference", "ala2-vacuum", "-n", str(N))
-    refused(result, "not saved", "standard error of Delta F(phi) by metadynamics", "ask for more samples")
-    assert "FAILED" in result.stdout and f"Checks of {N} reference samples of ala2-vacuum" in result.stdout
-    refused(call("reference", "ala2-vacuum", "-n", "15"), "15", "at least 16")
-    assert files(tmp_path) == before and not Path("runs").exists()
+        generate(tiny_reference(), 15, seed=0)
 
 
 def test_a_bias_that_is_all_cut_off_is_refused():
     with pytest.raises(ReferenceError, match=r"a bias of \S+ kT, .* cut off 40 kT .level.*raise filling .2000 steps"):
-        generate(tiny(filling=2000, level=40.0), N, seed=3)
+        generate(tiny_reference(filling=2000, level=40.0), N, seed=3)

@@ -20,7 +20,7 @@ from bgwork.priors import Gaussian
 from bgwork.records import Cost, Density, Origin, Proposal
 from bgwork.reference import save
 from bgwork.reference_checks import ReferenceError
-from bgwork.reference_md import estimate
+from bgwork.reference_populations import estimate
 from bgwork.reweighting import ess, expectation, weigh
 from bgwork.samplers.mcmc import HMC
 from bgwork.samplers.moves import Hamiltonian
