@@ -53,6 +53,7 @@ class Data:
         held_out: those of them at which the generator's density, or that of one path back from each, is known, or None.
         log_q: [M] log of that density.
         rows: [M] which of the reference samples they are, or None if they are no part of them.
+        rare: further ones from rare basins, for a look at each basin by itself, or None.
         problems: what is wrong with a trajectory as equilibrium data, in words.
         retargeted: what the change of temperature did to the weights, or None.
         sampled: the same at the temperature at which the reference was sampled, or None if that is this one.
@@ -64,6 +65,7 @@ class Data:
     held_out: WeightedSamples | None = None
     log_q: Tensor | None = None
     rows: Tensor | None = None
+    rare: HeldOut | None = None
     problems: tuple[str, ...] = ()
     retargeted: Retargeted | None = None
     sampled: Data | None = None
@@ -86,7 +88,7 @@ def load(source: Source) -> Data:
     if reference is None or density is None:
         return Data(system=system, weighted=weighted, reference=reference)
     return Data(system=system, weighted=weighted, reference=reference, held_out=reference.take(density.rows), log_q=density.log_q,
-                rows=density.rows)
+                rows=density.rows, rare=density.rare)
 
 
 def _load_trajectory(source: Source) -> Data:
@@ -122,7 +124,7 @@ def known_of(data: Data) -> ReferenceSet:
     and forward ESS want samples that were drawn at the new one (`log_z_by_mbar` does without).
     """
     drawn_here = data.sampled is None and data.rows is not None
-    held_out = HeldOut(log_q=data.log_q, rows=data.rows) if drawn_here else None
+    held_out = HeldOut(log_q=data.log_q, rows=data.rows, rare=data.rare) if drawn_here else None
     known = independent_reference(data.weighted, data.reference, data.system, held_out=held_out)
     return known if data.sampled is None else replace(known, estimates={})
 

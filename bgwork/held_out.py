@@ -21,6 +21,8 @@ from bgwork.samplers.sde import PathSampler
 from bgwork.system import System, reference_samples
 
 HELD_OUT_FILE = "held_out.safetensors"
+PER_BASIN = 100  # reference samples at which the density is asked for of every basin, where there are as many
+MOST_RARE = 200  # of them that are asked for on top of the evenly spread ones
 PATH_SEED = 1_000_000_033  # of the paths back from them, whose noise must not be that of forward paths
 
 
@@ -37,7 +39,30 @@ def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
         return
     x = reference_samples(run.system).x
     rows = held_out_rows(len(x))
-    keep(HeldOut(log_q=log_q_at(sampler, x[rows]), rows=rows), run.folder, run.system, made_with=run.fingerprint)
+    rare = rare_rows(x, rows, run.system)
+    log_q = log_q_at(sampler, x[torch.cat([rows, rare])])
+    further = HeldOut(log_q=log_q[len(rows) :], rows=rare) if len(rare) else None
+    keep(HeldOut(log_q=log_q[: len(rows)], rows=rows, rare=further), run.folder, run.system, made_with=run.fingerprint)
+
+
+def rare_rows(x: Tensor, chosen: Tensor, system: System) -> Tensor:
+    """Rows of further reference samples [R]: rare basins are filled up to `PER_BASIN`, the rarest first, by no more than `MOST_RARE` rows.
+
+    Args:
+        x: [M, n, d] reference samples.
+        chosen: [K] rows that are looked at anyway.
+        system: whose basins they are.
+    """
+    if not system.basins:
+        return chosen[:0]
+    labels = system.functions[system.basins](x)
+    left = torch.ones(len(x), dtype=torch.bool)
+    left[chosen] = False
+    found: list[int] = []
+    for label in sorted(labels.unique().tolist(), key=lambda each: int((labels == each).sum())):
+        wanted = min(PER_BASIN - int((labels[chosen] == label).sum()), MOST_RARE - len(found))
+        found += ((labels == label) & left).nonzero().flatten().tolist()[: max(wanted, 0)]
+    return torch.tensor(sorted(found), dtype=torch.long)
 
 
 def keep(found: HeldOut, folder: Path, system: System, *, made_with: str) -> None:
@@ -50,7 +75,8 @@ def keep(found: HeldOut, folder: Path, system: System, *, made_with: str) -> Non
         made_with: fingerprint of the samples.
     """
     meta = {"fingerprint": made_with, "reference": file_fingerprint(system.path / REFERENCE_FILE), "system": system.name}
-    store.save_checkpoint(folder / HELD_OUT_FILE, {"log_q": found.log_q, "rows": found.rows}, meta)
+    rare = {} if found.rare is None else {"rare_log_q": found.rare.log_q, "rare_rows": found.rare.rows}
+    store.save_checkpoint(folder / HELD_OUT_FILE, {"log_q": found.log_q, "rows": found.rows, **rare}, meta)
 
 
 def log_q_at(sampler: HasLogProb | PathSampler, x: Tensor) -> Tensor:
@@ -74,4 +100,5 @@ def stored_density(folder: Path, system: System, *, made_with: str) -> HeldOut |
     tensors, meta = store.load_checkpoint(path)
     if (meta.get("fingerprint"), meta.get("reference")) != (made_with, file_fingerprint(reference)):
         return None
-    return HeldOut(log_q=tensors["log_q"], rows=tensors["rows"])
+    rare = HeldOut(log_q=tensors["rare_log_q"], rows=tensors["rare_rows"]) if "rare_rows" in tensors else None
+    return HeldOut(log_q=tensors["log_q"], rows=tensors["rows"], rare=rare)

@@ -41,11 +41,13 @@ class HeldOut:
 
     Attributes:
         log_q: [M], normalised.
-        rows: [M] which of the reference samples.
+        rows: [M] which of the reference samples, evenly spread.
+        rare: further ones from rare basins, for a look at each basin by itself; None if there are none.
     """
 
     log_q: Tensor
     rows: Tensor
+    rare: HeldOut | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,10 @@ def independent_reference(weighted: WeightedSamples, known: WeightedSamples | No
     """What is known of the system, as far as it can check these samples: reference samples agree with themselves, whatever they are."""
     if known is not None and torch.isin(weighted.u, known.u[torch.isfinite(known.u)]).any():
         return ReferenceSet(note="these are the samples that the system's reference values come from, so they were not compared with them")
-    return ReferenceSet(samples=known, log_q=held_out and held_out.log_q, rows=held_out and held_out.rows, estimates=system.references)
+    if held_out is None:
+        return ReferenceSet(samples=known, estimates=system.references)
+    rare = {} if held_out.rare is None else {"rare_log_q": held_out.rare.log_q, "rare_rows": held_out.rare.rows}
+    return ReferenceSet(samples=known, log_q=held_out.log_q, rows=held_out.rows, estimates=system.references, **rare)
 
 
 def weighed_reference(system: System) -> WeightedSamples | None:

@@ -18,6 +18,7 @@ class ReferenceSet:
         samples: reference samples of the target with u (MCMC; grouped by chain), or None.
         log_q: [M] the generator's normalised log-density at them, or that of a path back from each; NaN where that failed, None if unknown.
         rows: [M] which of the samples `log_q` belongs to, or None for all of them.
+        rare_log_q, rare_rows: the same of further samples, picked from rare basins; only a look at each basin by itself may use them.
         estimates: reference values by observable name; they take precedence over averages of `samples`.
         note: on what else there would be, printed with every figure.
     """
@@ -25,6 +26,8 @@ class ReferenceSet:
     samples: WeightedSamples | None = None
     log_q: Tensor | None = None
     rows: Tensor | None = None
+    rare_log_q: Tensor | None = None
+    rare_rows: Tensor | None = None
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     note: str = ""
 
@@ -43,6 +46,25 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """Reference samples of one basin that weigh more than every sample drawn there.
+
+    Attributes:
+        value: their share of the basin's reference samples, which estimates the share of its weight that was not drawn.
+        at_least: lower end of its one-sided 95 % interval (Clopper and Pearson 1934).
+        n: reference samples of the basin that were looked at.
+        n_above: those that weigh more.
+        error: relative standard error of the basin's weight, as the samples drawn there have it; 1 where none was.
+    """
+
+    value: float
+    at_least: float
+    n: int
+    n_above: int
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """All that report.json holds. None means "cannot be had from these samples"; `notes` say why.
 
@@ -54,6 +76,7 @@ class Diagnosis:
         observables: averages by name; "u" is always among them.
         reference: the reference value of each observable that has one.
         basins: populations by basin label; basin_reference likewise.
+        unseen: weight that the samples lack inside each basin, by label.
         problems: what is wrong, most telling first; empty means trust.
         verdict: one sentence, "trust: ..." with the figures it rests on, or "do not trust: ..." with exactly what is wrong.
     """
@@ -84,6 +107,7 @@ class Diagnosis:
     cost: Cost
     edits: tuple[str, ...]
     notes: tuple[str, ...]
+    unseen: Mapping[str, Unseen] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     verdict: str = ""
 

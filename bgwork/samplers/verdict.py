@@ -87,6 +87,14 @@ def _missing_modes(figures: Diagnosis) -> Iterator[str]:
         yield f"missing modes could not be looked for: {figures.overlap_failure}"
 
 
+def _unseen(figures: Diagnosis) -> Iterator[str]:
+    for label, found in figures.unseen.items():
+        if found.at_least > found.error:
+            yield (f"basin {label} lacks weight: {found.n_above} of {found.n} reference samples there weigh more than any that was drawn, "
+                   f"so that at least {found.at_least:.1%} of its weight is missing, where its error bar admits {found.error:.1%}; "
+                   "draw more, or train more on that basin (training.oversample)")
+
+
 def _partition_function(figures: Diagnosis) -> Iterator[str]:
     if figures.log_z and figures.log_z_bar and not abs(figures.log_z.z(figures.log_z_bar)) < MAX_Z:
         yield f"log Z from the weights ({figures.log_z}) disagrees with BAR against the reference samples ({figures.log_z_bar})"
@@ -129,4 +137,5 @@ def _percent(fraction: Estimate) -> str:
     return f"{fraction.value:.1%} +- {fraction.stderr:.1%}"
 
 
-CHECKS = (_edits, _folds, _failures, _missing_modes, _partition_function, _populations, _references, _tail, _single_weight, _too_few)
+CHECKS = (_edits, _folds, _failures, _missing_modes, _unseen, _partition_function, _populations, _references, _tail, _single_weight,
+          _too_few)

@@ -1,0 +1,63 @@
+"""Weight that a sampler leaves out inside a basin that it does reach: tails of a rare basin, which no figure of the whole shows.
+
+A basin that holds three per cent has no say in the Pareto k or the forward ESS of all samples. If the generator is too narrow there, its
+samples carry too little weight, and their error bar, which is made of the weights that were drawn, does not know. Reference samples do:
+those that weigh more than every sample drawn in their basin stand for weight that was never drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+from bgwork.records import Density, WeightedSamples
+from bgwork.reweighting import evaluate
+from bgwork.samplers.diagnosis import ReferenceSet, Unseen
+
+CONFIDENCE = 0.95
+
+
+def unseen_weight(weighted: WeightedSamples, reference: ReferenceSet, basin_of: Callable[[Tensor], Tensor] | None) -> dict[str, Unseen]:
+    """Of every basin, the share of its equilibrium weight that lies above the largest weight drawn there.
+
+        P_pi(w(x) > max_i w(x_i) | basin), estimated by counting reference samples, with w = exp(-u) / q
+
+    An error bar of proper weights admits about as much: the largest weight is never a larger share of a basin's weight than the relative
+    standard error of that weight, 1 / sqrt(n_eff).
+
+    Args:
+        weighted: samples with a normalised density, one to a configuration.
+        reference: with the generator's density at reference samples; where that is NaN they are left out.
+        basin_of: integer basin label of each configuration, [B].
+    Returns:
+        By basin label, in order; nothing where there is no density at reference samples, or no basins.
+    """
+    if basin_of is None or reference.samples is None or reference.log_q is None or weighted.proposal.density is Density.SIGNED:
+        return {}
+    known, log_w = looked_at(reference)
+    labels, ours = evaluate(basin_of, known), evaluate(basin_of, weighted)
+    labels = torch.where(log_w.isnan() | ~torch.isfinite(known.u), math.nan, labels.double())
+    return {str(int(label)): _of_basin(weighted.log_w[ours == label], log_w[labels == label])
+            for label in labels[~labels.isnan()].unique().tolist()}
+
+
+def looked_at(reference: ReferenceSet) -> tuple[WeightedSamples, Tensor]:
+    """The reference samples at which the generator's density is known, those of rare basins too, and their log-weights."""
+    rows = torch.arange(len(reference.samples)) if reference.rows is None else reference.rows
+    log_q = reference.log_q
+    if reference.rare_rows is not None:
+        rows, log_q = torch.cat([rows, reference.rare_rows]), torch.cat([log_q, reference.rare_log_q])
+    known = reference.samples.take(rows)
+    return known, -known.u - log_q
+
+
+def _of_basin(drawn: Tensor, known: Tensor) -> Unseen:
+    drawn = drawn[drawn > -math.inf]
+    above = int((known > drawn.max()).sum()) if len(drawn) else len(known)
+    low = binomtest(above, len(known), alternative="greater").proportion_ci(CONFIDENCE).low
+    n_eff = torch.exp(2 * torch.logsumexp(drawn, 0) - torch.logsumexp(2 * drawn, 0)).item() if len(drawn) else 0.0
+    return Unseen(value=above / len(known), at_least=float(low), n=len(known), n_above=above, error=1 / math.sqrt(n_eff) if n_eff else 1.0)

@@ -1,0 +1,165 @@
+"""Weight that a sampler leaves out within a basin: seen where it is missing, silent where it is not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from oracles import LINE
+
+from bgwork import store, tables
+from bgwork.held_out import MOST_RARE, PER_BASIN, keep, rare_rows, stored_density
+from bgwork.records import Cost, Density, Origin, Proposal, WeightedSamples
+from bgwork.report import HeldOut
+from bgwork.samplers.diagnostics import ReferenceSet, diagnose, to_json_dict
+from bgwork.samplers.unseen import unseen_weight
+from bgwork.system import System, load_system
+
+WEIGHTS = (0.9, 0.088, 0.012)  # of three normal distributions: the last two make up the right basin
+CENTRES = torch.tensor([-10.0, 10.0, 16.0], dtype=torch.float64)
+ONES = torch.ones(3, dtype=torch.float64)
+
+
+def log_density(x: torch.Tensor, widths: torch.Tensor = ONES, weights: tuple[float, ...] = WEIGHTS) -> torch.Tensor:
+    log_p = torch.tensor(weights, dtype=torch.float64).log() - widths.log() - 0.5 * math.log(2 * math.pi)
+    return (log_p - 0.5 * ((x.view(-1, 1) - CENTRES) / widths) ** 2).logsumexp(1)
+
+
+def drawn(n: int, widths: torch.Tensor = ONES, weights: tuple[float, ...] = WEIGHTS, *, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.multinomial(torch.tensor(weights, dtype=torch.float64), n, replacement=True, generator=generator)
+    return (CENTRES[which] + widths[which] * torch.randn(n, generator=generator, dtype=torch.float64)).view(-1, 1, 1)
+
+
+def weighed(x: torch.Tensor, log_q: torch.Tensor, density: Density = Density.EXACT) -> WeightedSamples:
+    proposal = Proposal(x=x, log_q=log_q, space=LINE, density=density, origin=Origin(method="two", system="two"), cost=Cost())
+    return WeightedSamples(proposal=proposal, u=-log_density(x), target="two")
+
+
+def side(x: torch.Tensor) -> torch.Tensor:
+    return (x[:, 0, 0] > 0).long()
+
+
+def case(width: float = 1.1, *, far: float = WEIGHTS[2], n: int = 3000, m: int = 2000,
+         seed: int = 0) -> tuple[WeightedSamples, ReferenceSet]:
+    """A sampler that is wider, and puts another weight on the far part of the right basin, and reference samples with its density."""
+    made = torch.full((3,), width, dtype=torch.float64), (WEIGHTS[0], 1 - WEIGHTS[0] - far, far)
+    x, known = drawn(n, *made, seed=seed), drawn(m, seed=seed + 1000)
+    samples = weighed(known, log_density(known), Density.UNNORMALISED)
+    return weighed(x, log_density(x, *made)), ReferenceSet(samples=samples, log_q=log_density(known, *made))
+
+
+def test_a_part_of_a_basin_that_was_never_drawn_is_missed_and_the_verdict_says_so():
+    """Twelve per cent of a basin of a tenth: one per cent of all, which neither Pareto k nor the population shows."""
+    weighted, reference = case(far=1e-9)
+    found, far = unseen_weight(weighted, reference, side)["1"], (reference.samples.x > 13).sum().item()
+    assert found.n == side(reference.samples.x).sum() and far <= found.n_above <= far + 2 and found.value == found.n_above / found.n
+    diagnosis = diagnose(weighted, reference=reference, basin_of=side)
+    problems = [p for p in diagnosis.problems if p.startswith("basin")]
+    assert len(problems) == 1 and problems[0].startswith(f"basin 1 lacks weight: {found.n_above} of {found.n} reference samples")
+    assert diagnosis.pareto_k < diagnosis.pareto_k_limit and abs(diagnosis.basin_reference["1"].z) < 4
+
+
+def test_the_share_is_that_of_the_weight_above_the_largest():
+    """With so many reference samples the count is within four standard errors of the missing part."""
+    weighted, reference = case(far=1e-9, m=40_000)
+    found, exact = unseen_weight(weighted, reference, side)["1"], WEIGHTS[2] / (WEIGHTS[1] + WEIGHTS[2])
+    assert abs(found.value - exact) < 4 * math.sqrt(exact * (1 - exact) / found.n)
+    assert exact - 0.02 < found.at_least < found.value
+
+
+def test_the_bound_holds_as_often_as_it_says():
+    """One in twenty may lie above the share that it bounds, and not much fewer do."""
+    exact, missed = WEIGHTS[2] / (WEIGHTS[1] + WEIGHTS[2]), 0
+    for seed in range(200):
+        weighted, reference = case(far=1e-9, m=600, seed=seed)
+        missed += unseen_weight(weighted, reference, side)["1"].at_least > exact
+    assert 1 <= missed <= 10 + 4 * math.sqrt(10)
+
+
+@pytest.mark.parametrize("width", [0.8, 1.0, 1.3])
+def test_proper_weights_hardly_ever_lack_any(width):
+    """Forty samplers with two basins each: the interval is a one-sided one of 95 %, and error bars admit more than what is missing."""
+    flagged = 0
+    for seed in range(40):
+        weighted, reference = case(width, n=1000, m=1000, seed=seed)
+        flagged += sum(found.at_least > found.error for found in unseen_weight(weighted, reference, side).values())
+    assert flagged <= 1
+
+
+def test_a_basin_without_samples_lacks_all_but_says_so_by_its_population():
+    """Its error is all of it, so that nothing is said here: populations are compared elsewhere."""
+    weighted, reference = case()
+    left = replace(weighted, proposal=weighted.proposal.take(side(weighted.x) == 0), u=weighted.u[side(weighted.x) == 0])
+    found = unseen_weight(left, reference, side)["1"]
+    assert (found.value, found.error) == (1.0, 1.0) and found.at_least < 1
+
+
+def test_the_error_is_that_of_the_weights_in_the_basin():
+    weighted, reference = case(1.3)
+    w = torch.exp(weighted.log_w[side(weighted.x) == 1])
+    assert unseen_weight(weighted, reference, side)["1"].error == pytest.approx((w.square().sum().sqrt() / w.sum()).item())
+
+
+def test_failed_densities_are_left_out_and_impossible_ones_count():
+    weighted, reference = case()
+    right = (side(reference.samples.x) == 1).nonzero().flatten()
+    log_q = reference.log_q.clone()
+    log_q[right[:3]], log_q[right[3:5]] = math.nan, -math.inf
+    before, found = (unseen_weight(weighted, replace(reference, log_q=each), side)["1"] for each in (reference.log_q, log_q))
+    assert found.n == before.n - 3 and found.n_above >= 2
+
+
+def test_rows_of_rare_basins_count_there_and_nowhere_else():
+    """The other figures rest on the evenly spread rows alone."""
+    weighted, reference = case(far=1e-9)
+    half = torch.arange(0, 2000, 2)
+    rare = torch.tensor([k for k in range(1, 2000, 2) if side(reference.samples.x[k : k + 1]) == 1])
+    few = replace(reference, log_q=reference.log_q[half], rows=half)
+    more = replace(few, rare_log_q=reference.log_q[rare], rare_rows=rare)
+    assert unseen_weight(weighted, more, side)["1"].n == unseen_weight(weighted, few, side)["1"].n + len(rare)
+    assert unseen_weight(weighted, more, side)["0"] == unseen_weight(weighted, few, side)["0"]
+    a, b = (diagnose(weighted, reference=each, basin_of=side) for each in (few, more))
+    assert a.forward_ess == b.forward_ess and a.log_z_bar == b.log_z_bar
+
+
+def test_nothing_is_said_without_basins_density_or_one_preimage():
+    weighted, reference = case()
+    signed = replace(weighted, proposal=replace(weighted.proposal, density=Density.SIGNED, sign=torch.ones(len(weighted)).double()))
+    assert unseen_weight(weighted, reference, None) == unseen_weight(weighted, replace(reference, log_q=None), side) == {}
+    assert unseen_weight(signed, reference, side) == unseen_weight(weighted, ReferenceSet(), side) == {}
+
+
+def test_the_report_shows_the_worst_basin():
+    weighted, reference = case(far=1e-9)
+    content = to_json_dict(diagnose(weighted, reference=reference, basin_of=side))
+    assert set(content["unseen"]) == {"0", "1"} and set(content["unseen"]["1"]) == {"value", "at_least", "n", "n_above", "error"}
+    row = next(row for row in tables.weight_rows(content) if row[0].startswith("unseen"))
+    assert row[0] == "unseen in basin 1" and row[1] == f"{content['unseen']['1']['n_above']} of {content['unseen']['1']['n']}"
+
+
+def test_rare_basins_are_filled_up_rarest_first():
+    system = replace(load_system("dw4"), basins="label", functions={"label": lambda x: x[:, 0, 0].long()})
+    counts = {0: 900, 1: 60, 2: 500, 3: 40}
+    x = torch.cat([torch.full((n, 4, 2), float(label)) for label, n in counts.items()]).double()
+    chosen = torch.arange(0, len(x), 10)
+    labels = x[rare_rows(x, chosen, system), 0, 0].long()
+    assert len(set(rare_rows(x, chosen, system).tolist()) & set(chosen.tolist())) == 0
+    assert [int((labels == label).sum()) for label in range(4)] == [10, 54, 50, 36] and PER_BASIN == 100
+    many = torch.arange(50.0).repeat_interleave(100).view(-1, 1, 1).expand(-1, 4, 2).double()
+    assert len(rare_rows(many, torch.arange(0, 5000, 50), system)) == MOST_RARE == 200
+    assert len(rare_rows(x, chosen, replace(system, basins=""))) == 0
+
+
+def test_rare_rows_are_kept_with_the_run(tmp_path):
+    system: System = load_system("dw4")
+    rare = HeldOut(log_q=torch.tensor([0.5]).double(), rows=torch.tensor([7]))
+    found = HeldOut(log_q=torch.tensor([0.1, 0.2]).double(), rows=torch.tensor([3, 5]), rare=rare)
+    keep(found, tmp_path, system, made_with="x")
+    read = stored_density(tmp_path, system, made_with="x")
+    assert read.rare.rows.tolist() == [7] and read.rare.log_q.tolist() == [0.5] and read.rows.tolist() == [3, 5]
+    keep(replace(found, rare=None), tmp_path, system, made_with="x")
+    assert stored_density(tmp_path, system, made_with="x").rare is None
+    assert store.load_checkpoint(tmp_path / "held_out.safetensors")[0].keys() == {"log_q", "rows"}
