@@ -29,7 +29,7 @@ from bgwork.analysis import Data, Source
 from bgwork.conformation import Residue, intactness, ramachandran
 from bgwork.metrics import energy_w2, grouped_noise_floor, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
 from bgwork.records import Certificate, Density, Proposal, WeightedSamples
-from bgwork.report import weighed_reference
+from bgwork.report import HeldOut, independent_reference, weighed_reference
 from bgwork.reweighting import log_z, normalised_weights, weigh
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose
 from bgwork.system import load_system
@@ -97,10 +97,10 @@ class Compared:
 
 def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
     """What says whether the weights can be believed."""
-    beside = ReferenceSet(samples=data.held_out, log_q=data.log_q, estimates=data.system.references)
-    found = diagnose(data.weighted, reference=beside)
+    system = data.system
+    found = diagnose(data.weighted, reference=beside(data), basin_of=system.functions[system.basins] if system.basins else None)
     print(f"{data.system.name}, {common['evaluations']:g} evaluations: {found.verdict}")
-    goal, published, name = GOALS.get(data.system.name, (None, None))[0], PUBLISHED.get(data.system.name), data.system.name
+    goal, published, name = GOALS.get(system.name, (None, None))[0], PUBLISHED.get(system.name), system.name
     estimates = {"forward ESS": found.forward_ess, "log Z": found.log_z, "log Z by BAR": found.log_z_bar}
     rows = [estimate_row("reverse ESS", found.ess, goal=goal, published=published, **common)]
     rows += [estimate_row(metric, value, **common) for metric, value in estimates.items() if value is not None]
@@ -109,9 +109,21 @@ def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
     if found.cost.core_seconds:
         rows.append(Row(metric="core-minutes per 10,000 samples", value=found.cost.core_seconds / found.n * 1e4 / 60,
                         goal="<= 20 at 16 evaluations", published="ECNF 9.4 GPU-hours a million", **common))
+    for label, unseen in found.unseen.items():
+        rows.append(Row(metric=f"unseen in basin {label}, {unseen.n_above} of {unseen.n} reference samples", value=unseen.value, **common))
+        rows.append(Row(metric=f"unseen in basin {label}, at least", value=unseen.at_least,
+                        goal=f"<= {unseen.error:.3g}, its relative error", **common))
     if found.overlap_failure:
         print(f"{name}: no BAR and no forward ESS: {found.overlap_failure}")
     return rows + (certificate_rows(found.certificate, common) if found.certificate else [])
+
+
+def beside(data: Data) -> ReferenceSet:
+    """What these samples are judged by: reference samples of the system, or others at which the density is known."""
+    if data.rows is None:
+        return ReferenceSet(samples=data.held_out, log_q=data.log_q, estimates=data.system.references)
+    known = HeldOut(log_q=data.log_q, rows=data.rows, rare=data.rare)
+    return independent_reference(data.weighted, data.reference, data.system, held_out=known)
 
 
 def certificate_rows(certificate: Certificate, common: dict[str, Any]) -> list[Row]:

@@ -17,8 +17,10 @@ from ala2 import generated, share_of_left_handed, simulated
 from oracles import propose
 
 from bgwork import store
+from bgwork.held_out import keep
 from bgwork.pareto import unseen_weight
 from bgwork.records import Certificate, Cost, Density, Proposal
+from bgwork.report import HeldOut
 from bgwork.retarget import retarget_temperature
 from bgwork.reweighting import weigh
 from bgwork.system import System, load_system, reference_samples
@@ -72,6 +74,24 @@ def test_stored_samples_of_known_population(folder, monkeypatch, capsys):
         assert stderr is None if math.isinf(unseen_weight(samples)) else stderr > 0
 
 
+def test_weight_that_basins_lack_is_a_row_of_each(folder, monkeypatch):
+    """The density at every tenth reference sample, and at the rest of phi > 0 on top."""
+    system, run = load_system("ala2-vacuum"), folder / "run"
+    samples = generated(system, 400, noise=0.5)
+    store.save_samples(run / "samples.npz", samples)
+    known = weigh(reference_samples(system), system.target)
+    rows = torch.arange(0, 300, 10)
+    rare = (system.functions["phi_positive"](known.x).bool() & ~torch.isin(torch.arange(300), rows)).nonzero().flatten()
+    log_q = [-known.u[each] + (samples.u + samples.proposal.log_q).mean() for each in (rows, rare)]
+    found = HeldOut(log_q=log_q[0], rows=rows, rare=HeldOut(log_q=log_q[1], rows=rare))
+    keep(found, run, system, made_with=samples.proposal.origin.config_hash)
+    measured_rows = measured(monkeypatch, folder, "--run", run, "--distance-n", 100)
+    inside = int(system.functions["phi_positive"](known.x[rows]).sum()) + len(rare)
+    assert [m for m in measured_rows if m.startswith("unseen in basin 1")] == [f"unseen in basin 1, 0 of {inside} reference samples",
+                                                                              "unseen in basin 1, at least"]
+    assert measured_rows["unseen in basin 1, at least"]["value"] == 0 and inside > len(rare) > 0
+
+
 def test_too_few_reference_samples_leave_out_the_floor_and_say_so(folder, monkeypatch, capsys):
     store.save_samples(folder / "run" / "samples.npz", generated(load_system("ala2-vacuum"), 400))
     rows = measured(monkeypatch, folder, "--run", folder / "run", "--distance-n", 200)
@@ -123,6 +143,7 @@ def test_uncertified_samples_are_refused_with_what_failed_or_named(folder, monke
     assert "samples are uncertified: folds; try more --steps, or --accept uncertified" in capsys.readouterr().out
     rows = measured(monkeypatch, folder, *arguments, "--accept", "uncertified")
     assert rows["reverse ESS"]["method"].endswith("uncertified") and "Delta F(phi) from pooled" in rows
+    assert "unseen in basin 0, at least" in rows
 
 
 @pytest.mark.slow

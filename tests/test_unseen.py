@@ -14,7 +14,7 @@ from bgwork.held_out import MOST_RARE, PER_BASIN, keep, rare_rows, stored_densit
 from bgwork.records import Cost, Density, Origin, Proposal, WeightedSamples
 from bgwork.report import HeldOut
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose, to_json_dict
-from bgwork.samplers.unseen import unseen_weight
+from bgwork.samplers.unseen import unseen_in_basins
 from bgwork.system import System, load_system
 
 WEIGHTS = (0.9, 0.088, 0.012)  # of three normal distributions: the last two make up the right basin
@@ -54,7 +54,7 @@ def case(width: float = 1.1, *, far: float = WEIGHTS[2], n: int = 3000, m: int =
 def test_a_part_of_a_basin_that_was_never_drawn_is_missed_and_the_verdict_says_so():
     """Twelve per cent of a basin of a tenth: one per cent of all, which neither Pareto k nor the population shows."""
     weighted, reference = case(far=1e-9)
-    found, far = unseen_weight(weighted, reference, side)["1"], (reference.samples.x > 13).sum().item()
+    found, far = unseen_in_basins(weighted, reference, side)["1"], (reference.samples.x > 13).sum().item()
     assert found.n == side(reference.samples.x).sum() and far <= found.n_above <= far + 2 and found.value == found.n_above / found.n
     diagnosis = diagnose(weighted, reference=reference, basin_of=side)
     problems = [p for p in diagnosis.problems if p.startswith("basin")]
@@ -65,7 +65,7 @@ def test_a_part_of_a_basin_that_was_never_drawn_is_missed_and_the_verdict_says_s
 def test_the_share_is_that_of_the_weight_above_the_largest():
     """With so many reference samples the count is within four standard errors of the missing part."""
     weighted, reference = case(far=1e-9, m=40_000)
-    found, exact = unseen_weight(weighted, reference, side)["1"], WEIGHTS[2] / (WEIGHTS[1] + WEIGHTS[2])
+    found, exact = unseen_in_basins(weighted, reference, side)["1"], WEIGHTS[2] / (WEIGHTS[1] + WEIGHTS[2])
     assert abs(found.value - exact) < 4 * math.sqrt(exact * (1 - exact) / found.n)
     assert exact - 0.02 < found.at_least < found.value
 
@@ -75,7 +75,7 @@ def test_the_bound_holds_as_often_as_it_says():
     exact, missed = WEIGHTS[2] / (WEIGHTS[1] + WEIGHTS[2]), 0
     for seed in range(200):
         weighted, reference = case(far=1e-9, m=600, seed=seed)
-        missed += unseen_weight(weighted, reference, side)["1"].at_least > exact
+        missed += unseen_in_basins(weighted, reference, side)["1"].at_least > exact
     assert 1 <= missed <= 10 + 4 * math.sqrt(10)
 
 
@@ -85,7 +85,7 @@ def test_proper_weights_hardly_ever_lack_any(width):
     flagged = 0
     for seed in range(40):
         weighted, reference = case(width, n=1000, m=1000, seed=seed)
-        flagged += sum(found.at_least > found.error for found in unseen_weight(weighted, reference, side).values())
+        flagged += sum(found.at_least > found.error for found in unseen_in_basins(weighted, reference, side).values())
     assert flagged <= 1
 
 
@@ -93,14 +93,14 @@ def test_a_basin_without_samples_lacks_all_but_says_so_by_its_population():
     """Its error is all of it, so that nothing is said here: populations are compared elsewhere."""
     weighted, reference = case()
     left = replace(weighted, proposal=weighted.proposal.take(side(weighted.x) == 0), u=weighted.u[side(weighted.x) == 0])
-    found = unseen_weight(left, reference, side)["1"]
+    found = unseen_in_basins(left, reference, side)["1"]
     assert (found.value, found.error) == (1.0, 1.0) and found.at_least < 1
 
 
 def test_the_error_is_that_of_the_weights_in_the_basin():
     weighted, reference = case(1.3)
     w = torch.exp(weighted.log_w[side(weighted.x) == 1])
-    assert unseen_weight(weighted, reference, side)["1"].error == pytest.approx((w.square().sum().sqrt() / w.sum()).item())
+    assert unseen_in_basins(weighted, reference, side)["1"].error == pytest.approx((w.square().sum().sqrt() / w.sum()).item())
 
 
 def test_failed_densities_are_left_out_and_impossible_ones_count():
@@ -108,7 +108,7 @@ def test_failed_densities_are_left_out_and_impossible_ones_count():
     right = (side(reference.samples.x) == 1).nonzero().flatten()
     log_q = reference.log_q.clone()
     log_q[right[:3]], log_q[right[3:5]] = math.nan, -math.inf
-    before, found = (unseen_weight(weighted, replace(reference, log_q=each), side)["1"] for each in (reference.log_q, log_q))
+    before, found = (unseen_in_basins(weighted, replace(reference, log_q=each), side)["1"] for each in (reference.log_q, log_q))
     assert found.n == before.n - 3 and found.n_above >= 2
 
 
@@ -119,8 +119,8 @@ def test_rows_of_rare_basins_count_there_and_nowhere_else():
     rare = torch.tensor([k for k in range(1, 2000, 2) if side(reference.samples.x[k : k + 1]) == 1])
     few = replace(reference, log_q=reference.log_q[half], rows=half)
     more = replace(few, rare_log_q=reference.log_q[rare], rare_rows=rare)
-    assert unseen_weight(weighted, more, side)["1"].n == unseen_weight(weighted, few, side)["1"].n + len(rare)
-    assert unseen_weight(weighted, more, side)["0"] == unseen_weight(weighted, few, side)["0"]
+    assert unseen_in_basins(weighted, more, side)["1"].n == unseen_in_basins(weighted, few, side)["1"].n + len(rare)
+    assert unseen_in_basins(weighted, more, side)["0"] == unseen_in_basins(weighted, few, side)["0"]
     a, b = (diagnose(weighted, reference=each, basin_of=side) for each in (few, more))
     assert a.forward_ess == b.forward_ess and a.log_z_bar == b.log_z_bar
 
@@ -128,8 +128,8 @@ def test_rows_of_rare_basins_count_there_and_nowhere_else():
 def test_nothing_is_said_without_basins_density_or_one_preimage():
     weighted, reference = case()
     signed = replace(weighted, proposal=replace(weighted.proposal, density=Density.SIGNED, sign=torch.ones(len(weighted)).double()))
-    assert unseen_weight(weighted, reference, None) == unseen_weight(weighted, replace(reference, log_q=None), side) == {}
-    assert unseen_weight(signed, reference, side) == unseen_weight(weighted, ReferenceSet(), side) == {}
+    assert unseen_in_basins(weighted, reference, None) == unseen_in_basins(weighted, replace(reference, log_q=None), side) == {}
+    assert unseen_in_basins(signed, reference, side) == unseen_in_basins(weighted, ReferenceSet(), side) == {}
 
 
 def test_the_report_shows_the_worst_basin():

@@ -18,7 +18,7 @@ from bgwork.pareto import tail_limit, tail_shape
 from bgwork.records import Density, Estimate, Proposal, WeightedSamples
 from bgwork.reweighting import average, effective_number, ess, evaluate, expectation, log_z, max_weight, negative_mass
 from bgwork.samplers.diagnosis import Comparison, Diagnosis, ReferenceSet
-from bgwork.samplers.unseen import unseen_weight
+from bgwork.samplers.unseen import unseen_in_basins
 from bgwork.samplers.verdict import judge
 
 __all__ = ["Comparison", "Diagnosis", "Observable", "ReferenceSet", "diagnose", "plain", "to_json_dict"]
@@ -55,7 +55,7 @@ def diagnose(weighted: WeightedSamples, *, reference: ReferenceSet | None = None
         negative_mass=None if proposal.sign is None else negative_mass(weighted), observables=averages,
         reference=_compare(averages | _as_if_true(averages, shares, weighted), truth), basins=basins,
         basin_reference=_compare(_as_if_true(basins, basin_truth, weighted), basin_truth),
-        unseen=unseen_weight(weighted, reference, basin_of), cost=proposal.cost, edits=proposal.origin.edits,
+        unseen=unseen_in_basins(weighted, reference, basin_of), cost=proposal.cost, edits=proposal.origin.edits,
         notes=tuple(note for note in (proposal.note, _copies(proposal), reference.note, *notes) if note), **absolute)
     return judge(figures)
 

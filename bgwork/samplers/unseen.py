@@ -21,7 +21,7 @@ from bgwork.samplers.diagnosis import ReferenceSet, Unseen
 CONFIDENCE = 0.95
 
 
-def unseen_weight(weighted: WeightedSamples, reference: ReferenceSet, basin_of: Callable[[Tensor], Tensor] | None) -> dict[str, Unseen]:
+def unseen_in_basins(weighted: WeightedSamples, reference: ReferenceSet, basin_of: Callable[[Tensor], Tensor] | None) -> dict[str, Unseen]:
     """Of every basin, the share of its equilibrium weight that lies above the largest weight drawn there.
 
         P_pi(w(x) > max_i w(x_i) | basin), estimated by counting reference samples, with w = exp(-u) / q
