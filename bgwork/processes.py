@@ -1,7 +1,8 @@
-"""The processes of a training: a worker that prepares batches ahead, and Ctrl-C, which waits until the step is whole."""
+"""Processes and cores: a worker that prepares batches ahead of a training, and Ctrl-C, which waits until the step is whole."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ def run_ahead(data: Callable[[int], Any], steps: range) -> Iterable[Any]:
 def leave_interrupts_to_parent(_: int) -> None:
     """Ctrl-C reaches the whole process group; the worker must outlive it until the parent has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def cores() -> int:
+    """How many this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import torch
 
 from bgwork.molecule import MetadynamicsSection
 from bgwork.observables import Atoms
+from bgwork.processes import cores
 from bgwork.provenance import commit, fingerprint, tensor_fingerprint, versions
 from bgwork.records import MOVED, Cost, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import ReferenceError, ReferenceRun
@@ -206,7 +207,7 @@ def _ladders(system: System, filled: BiasRun, progress: Progress, *, generator: 
     rows = half + torch.randint(len(filled.x) - half, (settings.ladders, len(temperatures)), generator=generator)
     return ReplicaExchange(
         target=dynamics_target(system), start=filled.x[rows], temperatures=temperatures, burn_in=settings.exchanges // 5,
-        steps=settings.exchange, dynamics=_dynamics(settings), system=system.name, progress=progress)
+        steps=settings.exchange, dynamics=_dynamics(settings), system=system.name, progress=progress, workers=cores())
 
 
 def _dynamics(settings: MetadynamicsSection) -> Langevin:

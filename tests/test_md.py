@@ -130,6 +130,21 @@ def test_replica_exchange_has_the_known_populations():
     assert "0.6" in proposal.note
 
 
+def short_ladders(**settings):
+    return exchange(rungs=3, temperatures=(300.0, 450.0, 675.0), burn_in=3, thin=2, **settings)
+
+
+def test_processes_leave_the_numbers_as_they_are():
+    """Ladders in four processes, in one, and one after the other from one generator; what is drawn next is the same, too."""
+    source, after = generator(7), generator(7)
+    one, four = short_ladders().sample(10 * 8, generator=generator(7)), short_ladders(workers=4).sample(10 * 8, generator=after)
+    assert torch.equal(one.x, four.x) and torch.equal(one.log_q, four.log_q) and one.note == four.note
+    for ladder in range(10):
+        _, energy, _ = short_ladders()._ladder(ladder, 8, lambda: None, generator=source)
+        assert torch.equal(one.log_q.view(8, 10)[:, ladder], torch.from_numpy(-energy / chain_target().kT))
+    assert torch.equal(after.get_state(), source.get_state())
+
+
 def test_exchange_keeps_every_temperature():
     """Exact independent draws of harmonic energies at each rung stay exact draws, thousands of exchanges later."""
     kT, rounds, half_dof = np.array([1.0, 1.3, 1.7]), 4000, 10.0

@@ -2,7 +2,7 @@
 
 A rung is a temperature with its own dynamics. After every round neighbouring rungs exchange configurations by the Metropolis rule, and
 momenta are rescaled by the square root of the temperatures' ratio, so that each rung keeps its canonical distribution (Sugita and Okamoto
-1999).
+1999). Ladders are independent, and several run at once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from bgwork import units
 from bgwork.samplers.chains import ChainSampler, Kept
+from bgwork.samplers.forked import Tick, run_forked
 from bgwork.samplers.md import DynamicsError, Langevin, draw_seed, place, reference_platform
 from bgwork.targets.openmm import OpenMMTarget
 
@@ -46,7 +47,7 @@ class Replicas:
             parity: 0 or 1.
             generator: of the acceptances.
         """
-        for a in range(parity, len(kT) - 1, 2):
+        for a in _pairs(len(kT), parity):
             b = a + 1
             log_ratio = (1 / kT[a] - 1 / kT[b]) * (self.energy[a] - self.energy[b])
             self.tried[a] += 1
@@ -59,9 +60,14 @@ class Replicas:
                 self.v[b] *= scale
 
 
+def _pairs(rungs: int, parity: int) -> range:
+    """The lower rung of every pair that may swap."""
+    return range(parity, rungs - 1, 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplicaExchange(ChainSampler):
-    """Independent ladders of replicas, one after the other; configurations of the first rung are handed over, `group` is the ladder.
+    """Independent ladders of replicas; configurations of the first rung are handed over, `group` is the ladder.
 
     Args:
         target: reduced energy at the temperature of the first rung.
@@ -71,6 +77,7 @@ class ReplicaExchange(ChainSampler):
         steps: time steps a round.
         thin: rounds between kept configurations.
         dynamics: time step and friction, of all rungs.
+        workers: processes, each with one ladder at a time; the numbers do not depend on how many.
         system, progress: as in `ChainSampler`.
     Raises:
         DynamicsError: if the temperatures are no ladder up from the target's, or a setting is out of range.
@@ -82,6 +89,7 @@ class ReplicaExchange(ChainSampler):
     steps: int = 500
     thin: int = 1
     dynamics: Langevin = field(default_factory=Langevin)
+    workers: int = 1
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.temperatures, self.temperatures[1:], strict=False))
@@ -90,8 +98,9 @@ class ReplicaExchange(ChainSampler):
             raise DynamicsError(f"temperatures must rise from the target's {wanted:g} K in at least two rungs, got {self.temperatures}")
         if self.start.ndim != 4 or self.start.shape[1] != len(self.temperatures):
             raise DynamicsError(f"start has shape {tuple(self.start.shape)}, expected [C, {len(self.temperatures)}, n, 3]")
-        if self.burn_in < 0 or self.steps < 1 or self.thin < 1:
-            raise DynamicsError(f"burn_in must not be negative, steps and thin positive; got {self.burn_in}, {self.steps}, {self.thin}")
+        if self.burn_in < 0 or min(self.steps, self.thin, self.workers) < 1:
+            raise DynamicsError(f"burn_in must not be negative, steps, thin and workers positive; got {self.burn_in}, {self.steps}, "
+                                f"{self.thin} and {self.workers}")
 
     @property
     def method(self) -> str:
@@ -100,17 +109,32 @@ class ReplicaExchange(ChainSampler):
     def _run(self, draws: int, generator: torch.Generator) -> Kept:
         ladders = len(self.start)
         x, energy = np.empty((draws, ladders, self.space.n, 3)), np.empty((draws, ladders))
-        rates = []
-        for ladder in range(ladders):
-            x[:, ladder], energy[:, ladder], rate = self._ladder(ladder, draws, generator)
+        rates, sources = [], [self._own(draws, generator) for _ in range(ladders)]
+        made = run_forked(lambda k, tick: self._ladder(k, draws, tick, generator=sources[k]), ladders, workers=self.workers,
+                          total=ladders * self._rounds(draws), progress=self.progress, text=f"replica exchange, {ladders} ladders")
+        for ladder, kept in enumerate(made):
+            x[:, ladder], energy[:, ladder], rate = kept
             rates.append(rate)
         positions = self.space.project(torch.from_numpy(x / self.target.nm).flatten(0, 1)).view(x.shape)
-        steps = ladders * (self.burn_in + draws * self.thin) * self.steps * len(self.temperatures)
+        steps = ladders * self._rounds(draws) * self.steps * len(self.temperatures)
         acceptance = ", ".join(f"{rate:.2f}" for rate in np.mean(rates, 0))
         return Kept(x=positions, log_q=torch.from_numpy(-energy / self.target.kT), gradients=steps,
                     note=f"exchanges accepted between neighbours: {acceptance}")
 
-    def _ladder(self, ladder: int, draws: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _rounds(self, draws: int) -> int:
+        return self.burn_in + draws * self.thin
+
+    def _own(self, draws: int, generator: torch.Generator) -> torch.Generator:
+        """A generator for one ladder, which stands where this one does; this one is moved on by all that the ladder will draw."""
+        own, rungs = torch.Generator(), len(self.temperatures)
+        own.set_state(generator.get_state())
+        for _ in range(2 * rungs):
+            draw_seed(generator)
+        for _ in range(sum(len(_pairs(rungs, k % 2)) for k in range(self._rounds(draws)))):
+            torch.rand((), generator=generator, dtype=torch.float64)
+        return own
+
+    def _ladder(self, ladder: int, draws: int, tick: Tick, *, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Kept positions [draws, n, 3] in nm and energies [draws] of the first rung, and acceptance of each exchange [R - 1]."""
         kT = np.array([units.kT(temperature) for temperature in self.temperatures])
         contexts = [self._context(energy, generator) for energy in kT]
@@ -119,8 +143,7 @@ class ReplicaExchange(ChainSampler):
             place(context, replicas.x[rung], kT[rung], draw_seed(generator))
             replicas.v[rung] = context.getState(velocities=True).getVelocities(asNumpy=True)._value
         x, energy = np.empty((draws, self.space.n, 3)), np.empty(draws)
-        total = self.burn_in + draws * self.thin
-        for k in range(total):
+        for k in range(self._rounds(draws)):
             self._advance(contexts, replicas)
             if not np.isfinite(replicas.energy).all():
                 raise DynamicsError(f"the dynamics blew up (ladder {ladder}); use a shorter time step than {self.dynamics.step} ps")
@@ -128,7 +151,7 @@ class ReplicaExchange(ChainSampler):
             if k >= self.burn_in and (k - self.burn_in + 1) % self.thin == 0:
                 draw = (k - self.burn_in) // self.thin
                 x[draw], energy[draw] = replicas.x[0], replicas.energy[0]
-            self.progress(ladder * total + k + 1, len(self.start) * total, f"replica exchange, ladder {ladder + 1} of {len(self.start)}")
+            tick()
         return x, energy, replicas.accepted / np.maximum(replicas.tried, 1)
 
     def _context(self, kT: float, generator: torch.Generator) -> openmm.Context:
