@@ -108,10 +108,16 @@ def tuning_set(system: System) -> torch.Tensor | None:
     if not (system.path / "reference.npz").exists():
         return None
     x = reference_samples(system).x
-    rest = torch.ones(len(x), dtype=torch.bool)
-    rest[held_out_rows(len(x))] = False
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(TUNING_SEED))
-    return x[order[rest[order]][:TUNING]] if rest.any() else None
+    rows = tuning_rows(len(x))
+    return x[rows] if len(rows) else None
+
+
+def tuning_rows(total: int) -> torch.Tensor:
+    """Which of that many reference samples `tuning_set` takes."""
+    rest = torch.ones(total, dtype=torch.bool)
+    rest[held_out_rows(total)] = False
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(TUNING_SEED))
+    return order[rest[order]][:TUNING]
 
 
 def _network(path: Path, recipe: Recipe, tensors: dict[str, torch.Tensor], system: System) -> torch.nn.Module:

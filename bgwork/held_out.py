@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bgwork import store
-from bgwork.generators import held_out_rows
+from bgwork.generators import held_out_rows, tuning_rows
 from bgwork.protocols import HasLogProb
 from bgwork.provenance import file_fingerprint
 from bgwork.report import REFERENCE_FILE, HeldOut
@@ -30,8 +30,8 @@ def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
     """Store the generator's log-density at some of the reference samples and which ones they are, unless it lies there already."""
     if not (run.system.path / REFERENCE_FILE).exists():
         return
-    if stored_density(run.folder, run.system, made_with=run.fingerprint) is not None:
-        note(f"density at the reference samples exists and is kept: {run.folder / HELD_OUT_FILE}")
+    if (known := stored_density(run.folder, run.system, made_with=run.fingerprint)) is not None:
+        note(f"density at the reference samples exists and is kept: {run.folder / HELD_OUT_FILE}{_want_of_rare(known, run.system)}")
         return
     sampler = run.sampler(progress)
     if not isinstance(sampler, HasLogProb | PathSampler):
@@ -39,25 +39,34 @@ def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
         return
     x = reference_samples(run.system).x
     rows = held_out_rows(len(x))
-    rare = rare_rows(x, rows, run.system)
+    taken = tuning_rows(len(x)) if isinstance(sampler, PathSampler) else rows[:0]
+    rare = rare_rows(x, rows, run.system, taken=taken)
     log_q = log_q_at(sampler, x[torch.cat([rows, rare])])
     further = HeldOut(log_q=log_q[len(rows) :], rows=rare) if len(rare) else None
     keep(HeldOut(log_q=log_q[: len(rows)], rows=rows, rare=further), run.folder, run.system, made_with=run.fingerprint)
 
 
-def rare_rows(x: Tensor, chosen: Tensor, system: System) -> Tensor:
+def _want_of_rare(known: HeldOut, system: System) -> str:
+    """What a density that was stored by an older bgwork lacks."""
+    if known.rare is not None or not len(rare_rows(reference_samples(system).x, known.rows, system)):
+        return ""
+    return ", without further samples of rare basins, since it was stored before there were any; remove it to have them"
+
+
+def rare_rows(x: Tensor, chosen: Tensor, system: System, *, taken: Tensor | None = None) -> Tensor:
     """Rows of further reference samples [R]: rare basins are filled up to `PER_BASIN`, the rarest first, by no more than `MOST_RARE` rows.
 
     Args:
         x: [M, n, d] reference samples.
         chosen: [K] rows that are looked at anyway.
         system: whose basins they are.
+        taken: rows that the sampler was tuned on, which cannot judge it; none by default.
     """
     if not system.basins:
         return chosen[:0]
     labels = system.functions[system.basins](x)
     left = torch.ones(len(x), dtype=torch.bool)
-    left[chosen] = False
+    left[chosen if taken is None else torch.cat([chosen, taken])] = False
     found: list[int] = []
     for label in sorted(labels.unique().tolist(), key=lambda each: int((labels == each).sum())):
         wanted = min(PER_BASIN - int((labels[chosen] == label).sum()), MOST_RARE - len(found))

@@ -82,7 +82,7 @@ def join(folders: Sequence[Path]) -> Joined:
     known = [held_out.stored_density(part.folder, system, made_with=part.weighted.proposal.origin.config_hash) for part in parts]
     proposal = together(parts)
     shared = {key: value for key, value in parts[0].settings.items() if key not in FREE}
-    found = next((density for density in known if density is not None), None)
+    found = max((density for density in known if density is not None), key=lambda density: density.rare is not None, default=None)
     u, recipe = torch.cat([part.weighted.u for part in parts]), parts[0].folder / "recipe.toml"
     return Joined(weighted=WeightedSamples(proposal=proposal, u=u, target=parts[0].weighted.target),
                   settings=shared | {"n": len(proposal), "seeds": [part.seed for part in parts], "joined": list(map(str, parts))},

@@ -30,7 +30,7 @@ from bgwork.provenance import commit, fingerprint, tensor_fingerprint, versions
 from bgwork.records import MOVED, Cost, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import ReferenceError, ReferenceRun
 from bgwork.reference_populations import certain, check, estimate, lost_basins, rare_basins
-from bgwork.reference_stages import Stages
+from bgwork.reference_stages import UNFINISHED, Stages
 from bgwork.reweighting import resample, weigh
 from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.md import Langevin, MolecularDynamics, decorrelate
@@ -76,7 +76,8 @@ def generate(system: System, n: int, *, seed: int, stages: Stages | None = None,
         proposal = replace(proposal, note=f"{proposal.note}; rare, and measured by metadynamics alone: {', '.join(rare)}".lstrip("; "))
     made = {"system": system.name, "n": n, "seed": seed, "chains": settings.chains, "settings": settings.model_dump(), "commit": commit(),
             "stages": stages.commits, "versions": versions(), "cost": asdict(proposal.cost),
-            "cross_check": {"note": exchange.proposal.note, "rare": rare, "estimates": estimate(system, exchange)}}
+            "cross_check": {"note": exchange.proposal.note, "ladders": len(exchange.proposal.group.unique()), "rare": rare,
+                            "estimates": estimate(system, exchange)}}
     return ReferenceRun(proposal=proposal, checks=tuple(check(system, walkers, exchange, proposal)), estimates=estimate(system, walkers),
                         made=made)
 
@@ -215,7 +216,7 @@ def _dynamics(settings: MetadynamicsSection) -> Langevin:
 
 
 def stages_in(folder: Path, system: System, n: int, *, seed: int) -> Stages:
-    """The stages of one run, in a folder of their own whose name tells all that the numbers depend on: other settings never find them.
+    """The stages of one run, in a folder of their own whose name tells its settings and versions: runs with others never find them.
 
     Args:
         folder: of the reference data.
@@ -227,4 +228,4 @@ def stages_in(folder: Path, system: System, n: int, *, seed: int) -> Stages:
     key = {"energy": openmm.XmlSerializer.serialize(target.system()), "kT": target.kT, "walls": target is not system.target, "n": n,
            "start": tensor_fingerprint(system.structure), "seed": seed, "versions": versions(),
            "settings": system.reference.model_dump(exclude={"most_ladders", "draws"})}
-    return Stages(folder=Path(folder) / f"unfinished-{fingerprint(key)}")
+    return Stages(folder=Path(folder) / f"{UNFINISHED}{fingerprint(key)}")

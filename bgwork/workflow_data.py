@@ -46,8 +46,7 @@ def reference(system: System, n: int, *, seed: int, folder: Path | None = None) 
     check_replaceable(folder, asked)
     store.ensure_writable(folder)
     stages = stages_in(folder, system, n, seed=seed) if isinstance(system.reference, MetadynamicsSection) else Stages()
-    if known := stages.finished():
-        terminal.note(f"going on from {stages.folder}, where {', '.join(known)} had been finished")
+    say_what_is_kept(stages)
     with terminal.progress(f"Reference {system.name}") as tick:
         try:
             made = reference_data.generate(system, n, seed=seed, stages=stages, progress=tick)
@@ -56,8 +55,18 @@ def reference(system: System, n: int, *, seed: int, folder: Path | None = None) 
     try:
         save_reference(made, system, folder)
     except ReferenceError as error:
-        raise ReferenceError(f"{error}\n{_kept(stages)}") if stages.finished() else error from None
+        raise ReferenceError(f"{error}\n{_kept(stages, made)}") if stages.finished() else error from None
     stages.forget()
+
+
+def say_what_is_kept(stages: Stages) -> None:
+    """What the run goes on from, whether other code had made it, and what lies beside it."""
+    if known := stages.finished():
+        terminal.note(f"going on from {stages.folder}, where {', '.join(known)} had been finished")
+    if other := stages.of_other_code():
+        terminal.note(f"another version of bgwork's code had made {', '.join(other)}; remove {stages.folder} to begin anew")
+    if others := stages.others():
+        terminal.note(f"runs with other settings had been begun; what they keep may be removed: {', '.join(map(str, others))}")
 
 
 def _goes_on(stages: Stages) -> str:
@@ -65,9 +74,14 @@ def _goes_on(stages: Stages) -> str:
     return f"goes on from {', '.join(known)}, which {stages.folder} keeps" if known else "begins anew"
 
 
-def _kept(stages: Stages) -> str:
-    return (f"{stages.folder} keeps what was run: with a higher reference.most_ladders in system.toml the same command goes on from there. "
-            "It may be removed")
+def _kept(stages: Stages, made: ReferenceRun) -> str:
+    """What can be made of a refused run."""
+    failed = [check.name for check in made.checks if not check.passed]
+    if not any(name.startswith("standard error") and "replica exchange" in name for name in failed):
+        return f"{stages.folder} keeps what was run, and may be removed: the same command would only judge it again"
+    run, more = made.made["cross_check"]["ladders"], made.made["settings"]["ladders"]
+    return (f"{stages.folder} keeps what was run: {run} ladders were too few, and with reference.most_ladders = {run + more} or more in "
+            "system.toml the same command goes on with further ones")
 
 
 def reference_from(system: System, trajectory: Path, *, frame_time: float, temperature: float, top: Path | None = None,

@@ -16,9 +16,10 @@ from test_analysis import run
 from bgwork import analysis, runs, store
 from bgwork.analysis import Source, at_temperature, delta_f_of, function_of, known_of, load, log_z_by_mbar, residues_of
 from bgwork.export import export_samples
-from bgwork.held_out import HELD_OUT_FILE
+from bgwork.held_out import HELD_OUT_FILE, keep
 from bgwork.profiles import free_energy_surface
 from bgwork.provenance import file_fingerprint
+from bgwork.report import HeldOut
 from bgwork.reweighting import weigh
 from bgwork.routes import profile_routes
 from bgwork.system import System, load_system
@@ -88,6 +89,17 @@ def test_delta_f_by_every_route_and_the_profile_of_phi(folder, tmp_path):
         assert abs(found[name]["value"] - truth()) < 4 * found[name]["stderr"] < 1.2, name
     assert all(words in " ".join(result.output.split()) for words in ("ln P(elsewhere)", "profile along phi", "-0.2094 to 0 "))
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_of_rare_basins_serve_the_verdict_and_no_average(folder):
+    """They come from the run's folder, and are left out at another temperature."""
+    data = load(Source(path=folder))
+    rows = torch.tensor([k for k in range(len(data.reference)) if k not in set(data.rows.tolist())][:5])
+    made_with, known = data.weighted.proposal.origin.config_hash, HeldOut(log_q=data.log_q, rows=data.rows)
+    keep(replace(known, rare=HeldOut(log_q=data.log_q[:5], rows=rows)), folder, data.system, made_with=made_with)
+    again = load(Source(path=folder))
+    assert torch.equal(known_of(again).rare_rows, rows) and torch.equal(again.held_out.x, data.held_out.x)
+    assert known_of(at_temperature(again, 310.0)).rare_rows is None
 
 
 @pytest.mark.parametrize("temperature", [300.0, 301.0])

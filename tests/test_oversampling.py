@@ -52,5 +52,5 @@ def test_the_order_of_the_observables_does_not_matter():
 @pytest.mark.parametrize("shares", [{"right": 0.3, "left": 0.3}, {"right": 0.6, "above": 0.6}])
 def test_shares_that_contradict_each_other_are_refused(shares):
     """Each row is either right or left; and without rows that are both, six tenths and six tenths do not fit."""
-    with pytest.raises(RecipeError, match="rows cannot be drawn so often that training.oversample has its shares"):
+    with pytest.raises(RecipeError, match="no chances were found in 1000 sweeps that give training.oversample its shares"):
         chances(rows(both=0), **shares)

@@ -11,12 +11,14 @@ import torch
 from commands import call, files, refused
 from frames import tiny_reference
 
-from bgwork import reference_md
+from bgwork import reference_md, reference_stages, store
 from bgwork.reference import generate
 from bgwork.reference_checks import Check
 from bgwork.reference_md import stages_in
 from bgwork.reference_stages import Stages
 from bgwork.system import load_system
+from bgwork.targets.openmm import OpenMMTarget
+from bgwork.workflow_data import say_what_is_kept
 
 QUICK = {"filling": 2000, "level": 0.2, "burn_in": 20, "exchanges": 5, "most_ladders": 8}
 N = 16
@@ -81,15 +83,55 @@ def test_more_ladders_after_a_refusal(whole, tmp_path):
     assert more.made["cross_check"] == whole.made["cross_check"]
 
 
-def test_a_folder_of_stages_belongs_to_one_run(tmp_path):
+def test_a_folder_of_stages_belongs_to_one_run(tmp_path, monkeypatch):
     """All that the numbers depend on has another; how many ladders there may be has not."""
     def folder(n=N, seed=1, system="ala2-vacuum", **settings):
         return stages_in(tmp_path, tiny_reference(system, **QUICK | settings), n, seed=seed).folder
 
     assert folder() == folder(most_ladders=24)
+    system = tiny_reference(**QUICK)
+    others = {stages_in(tmp_path, replace(system, target=target), N, seed=1).folder for target in (system.target.inner, warmer(system))}
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_md, "versions", lambda: {"torch": "0"})
+        others.add(folder())
     turned = replace(tiny_reference(**QUICK), structure=tiny_reference().structure.flip(1))
-    others = {folder(n=17), folder(seed=2), folder(thin=21), folder(system="ala2-obc2"), stages_in(tmp_path, turned, N, seed=1).folder}
-    assert len(others | {folder()}) == 6
+    others |= {folder(n=17), folder(seed=2), folder(thin=21), folder(system="ala2-obc2"), stages_in(tmp_path, turned, N, seed=1).folder}
+    assert len(others | {folder()}) == 9
+
+
+def warmer(system):
+    """The same energy at another temperature."""
+    inner = system.target.inner
+    return OpenMMTarget(inner.system(), space=inner.space, kT=1.1 * inner.kT)
+
+
+def test_a_stage_is_finished_when_all_of_it_is_written(tmp_path, monkeypatch):
+    """The file that says so comes last; what a killed process leaves half-written says nothing."""
+    kept = Stages(folder=tmp_path / "kept")
+
+    def full(*_: object) -> None:
+        raise store.FileError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save_samples", full)
+        with pytest.raises(store.FileError, match="no space left"):
+            generate(tiny_reference(**QUICK), N, seed=1, stages=kept)
+    (kept.folder / ".walkers.safetensors.x.safetensors").write_bytes(b"half")
+    assert kept.finished() == ["metadynamics"]
+
+
+def test_stages_of_other_code_and_other_settings_are_told(tmp_path, monkeypatch, capsys):
+    system = tiny_reference(**QUICK)
+    kept, other = stages_in(tmp_path, system, N, seed=1), stages_in(tmp_path, system, N, seed=2)
+    generate(system, N, seed=1, stages=kept)
+    assert kept.of_other_code() == [] and kept.others() == []
+    other.folder.mkdir()
+    say_what_is_kept(kept)
+    said = capsys.readouterr().err
+    assert "going on from" in said and f"may be removed: {other.folder}" in said and "another version" not in said
+    monkeypatch.setattr(reference_stages, "code", lambda: "edited")
+    say_what_is_kept(kept)
+    assert "another version of bgwork's code had made equilibrium, ladders-1, ladders-2, metadynamics, walkers" in capsys.readouterr().err
 
 
 def made_here(tmp_path: Path, **settings: object) -> None:
@@ -111,7 +153,8 @@ def test_the_command_goes_on_after_a_refusal(tmp_path, monkeypatch):
     refused(call("reference", "ala2-vacuum", "-n", "15"), "15", "at least 16")
     assert files(tmp_path) == before and not Path("runs").exists()
     result = call("reference", "ala2-vacuum", "-n", str(N))
-    refused(result, "not saved", "standard error of Delta F(phi) by metadynamics", "ask for more samples", "reference.most_ladders")
+    refused(result, "not saved", "standard error of Delta F(phi) by metadynamics", "ask for more samples", "4 ladders were too few",
+            "reference.most_ladders = 8 or more")
     assert "FAILED" in result.stdout and f"Checks of {N} reference samples of ala2-vacuum" in result.stdout
     reference = Path("runs/ala2-vacuum/reference")
     assert [path.name.split("-")[0] for path in reference.iterdir()] == ["unfinished"] and "unfinished-" in result.stderr
@@ -120,7 +163,7 @@ def test_the_command_goes_on_after_a_refusal(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_md, "check", lambda *_: [passed])
     monkeypatch.delattr(reference_md, "build_bias")
     result = call("reference", "ala2-vacuum", "-n", str(N))
-    assert result.exit_code == 0 and "going on from" in result.stderr and "metadynamics, walkers, ladders-1, equilibrium" in result.stderr
+    assert result.exit_code == 0 and "going on from" in result.stderr and "equilibrium, ladders-1, metadynamics, walkers" in result.stderr
     assert sorted(path.name for path in reference.iterdir()) == ["reference.json", "samples.npz"]
 
 
@@ -133,7 +176,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reference_md, "equilibrium", interrupted)
     result = call("reference", "ala2-vacuum", "-n", str(N))
-    assert result.exit_code == 130 and "goes on from metadynamics, walkers, ladders-1, which runs" in result.stderr
+    assert result.exit_code == 130 and "goes on from ladders-1, metadynamics, walkers, which runs" in result.stderr
     monkeypatch.setattr(reference_md, "build_bias", interrupted)
     result = call("reference", "ala2-vacuum", "-n", str(N), "--seed", "7")
     assert result.exit_code == 130 and "begins anew" in result.stderr
@@ -143,6 +186,16 @@ def test_a_damaged_stage_is_refused_with_its_path(tmp_path):
     kept = Stages(folder=tmp_path / "kept")
     generate(tiny_reference(**QUICK | {"most_ladders": 4}), N, seed=1, stages=kept)
     (kept.folder / "walkers.npz").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"walkers.npz.*remove .*kept to begin anew"):
+    with pytest.raises(store.FileError, match=r"walkers.npz.*remove .*kept to begin anew"):
         generate(tiny_reference(**QUICK), N, seed=1, stages=kept)
+    store.save_checkpoint(kept.folder / "metadynamics.safetensors", {"table": torch.zeros(3)}, {"commit": ""})
+    with pytest.raises(store.FileError, match=r"metadynamics.safetensors is not what was kept.*remove .*kept to begin anew"):
+        generate(tiny_reference(**QUICK), N, seed=1, stages=kept)
+
+
+def test_a_refusal_that_no_ladder_mends_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made_here(tmp_path, most_ladders=4)
+    monkeypatch.setattr(reference_md, "check", lambda *_: [Check(name="virial", value=9.0, limit=1.0)])
+    refused(call("reference", "ala2-vacuum", "-n", str(N)), "virial", "the same command would only judge it again")
 

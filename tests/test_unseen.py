@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from oracles import LINE
+from scipy.stats import beta
 
 from bgwork import store, tables
-from bgwork.held_out import MOST_RARE, PER_BASIN, keep, rare_rows, stored_density
+from bgwork.held_out import MOST_RARE, PER_BASIN, evaluate, keep, rare_rows, stored_density
 from bgwork.records import Cost, Density, Origin, Proposal, WeightedSamples
 from bgwork.report import HeldOut
+from bgwork.samplers.diagnosis import Unseen
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose, to_json_dict
 from bgwork.samplers.unseen import unseen_in_basins
-from bgwork.system import System, load_system
+from bgwork.samplers.verdict import judge
+from bgwork.system import System, load_system, reference_samples
 
 WEIGHTS = (0.9, 0.088, 0.012)  # of three normal distributions: the last two make up the right basin
 CENTRES = torch.tensor([-10.0, 10.0, 16.0], dtype=torch.float64)
@@ -103,13 +107,56 @@ def test_the_error_is_that_of_the_weights_in_the_basin():
     assert unseen_in_basins(weighted, reference, side)["1"].error == pytest.approx((w.square().sum().sqrt() / w.sum()).item())
 
 
-def test_failed_densities_are_left_out_and_impossible_ones_count():
+def test_the_bound_is_that_of_clopper_and_pearson():
+    weighted, reference = case(far=1e-9)
+    found = unseen_in_basins(weighted, reference, side)["1"]
+    assert found.at_least == pytest.approx(beta.ppf(0.05, found.n_above, found.n - found.n_above + 1), rel=1e-6)
+
+
+@pytest.mark.parametrize(("at_least", "error", "said"), [(0.05, 0.06, False), (0.07, 0.06, True)])
+def test_the_verdict_rests_on_the_bound_and_the_error(at_least, error, said):
+    weighted, reference = case()
+    found = Unseen(value=0.1, at_least=at_least, n=100, n_above=10, n_failed=0, error=error)
+    problems = judge(replace(diagnose(weighted, reference=reference, basin_of=side), unseen={"1": found})).problems
+    assert any(p.startswith("basin 1 lacks weight: 10 of 100") for p in problems) is said
+
+
+def test_densities_that_failed_are_counted_and_told():
+    """Were they left out in silence, a tail that the inverse map cannot reach would look as if it were not there."""
     weighted, reference = case()
     right = (side(reference.samples.x) == 1).nonzero().flatten()
-    log_q = reference.log_q.clone()
-    log_q[right[:3]], log_q[right[3:5]] = math.nan, -math.inf
+    more = right[10:]
+    rare = replace(reference, rows=torch.arange(10), log_q=reference.log_q[:10], rare_rows=more, rare_log_q=reference.log_q[more])
+    rare.rare_log_q[:4] = math.nan
+    diagnosis = diagnose(weighted, reference=rare, basin_of=side)
+    assert diagnosis.unseen["1"].n_failed == 4
+    assert any(p.startswith("nothing is known of 4 of ") and "reference samples of basin 1" in p for p in diagnosis.problems)
+    rare.rare_log_q[:] = math.nan
+    none = unseen_in_basins(weighted, replace(rare, rows=right[:0], log_q=rare.log_q[:0]), side)["1"]
+    assert (none.n, none.n_failed, none.at_least) == (0, len(right) - 10, 0.0) and math.isnan(none.value)
+
+
+def test_samples_without_a_normalised_density_have_none():
+    """A constant in log q would make all reference samples seen, or none."""
+    weighted, reference = case(far=1e-9)
+    moved = replace(weighted, proposal=replace(weighted.proposal, density=Density.UNNORMALISED))
+    assert unseen_in_basins(moved, reference, side) == {}
+
+
+def test_copies_of_one_draw_count_once():
+    weighted, reference = case(far=1e-9)
+    twice = torch.arange(2000).repeat(2)
+    proposal = replace(reference.samples.proposal.take(twice), ancestor=twice)
+    copied = ReferenceSet(samples=replace(reference.samples, proposal=proposal, u=reference.samples.u[twice]), log_q=reference.log_q[twice])
+    assert unseen_in_basins(weighted, copied, side) == unseen_in_basins(weighted, reference, side)
+
+
+def test_impossible_reference_samples_count():
+    weighted, reference = case()
+    right, log_q = (side(reference.samples.x) == 1).nonzero().flatten(), reference.log_q.clone()
+    log_q[right[3:5]] = -math.inf
     before, found = (unseen_in_basins(weighted, replace(reference, log_q=each), side)["1"] for each in (reference.log_q, log_q))
-    assert found.n == before.n - 3 and found.n_above >= 2
+    assert found.n == before.n and before.n_above < 2 <= found.n_above
 
 
 def test_rows_of_rare_basins_count_there_and_nowhere_else():
@@ -135,9 +182,18 @@ def test_nothing_is_said_without_basins_density_or_one_preimage():
 def test_the_report_shows_the_worst_basin():
     weighted, reference = case(far=1e-9)
     content = to_json_dict(diagnose(weighted, reference=reference, basin_of=side))
-    assert set(content["unseen"]) == {"0", "1"} and set(content["unseen"]["1"]) == {"value", "at_least", "n", "n_above", "error"}
+    assert set(content["unseen"]) == {"0", "1"}
+    assert set(content["unseen"]["1"]) == {"value", "at_least", "n", "n_above", "n_failed", "error"}
     row = next(row for row in tables.weight_rows(content) if row[0].startswith("unseen"))
     assert row[0] == "unseen in basin 1" and row[1] == f"{content['unseen']['1']['n_above']} of {content['unseen']['1']['n']}"
+
+
+def test_the_worst_basin_is_the_one_whose_error_bar_admits_least():
+    weighted, reference = case(far=1e-9)
+    content = to_json_dict(diagnose(weighted, reference=reference, basin_of=side))
+    other = content["unseen"]["1"] | {"value": 0.9, "at_least": 0.8, "n_above": 9, "n": 10, "error": 1.0}
+    row = next(row for row in tables.weight_rows(content | {"unseen": {"0": other, "1": content["unseen"]["1"]}}) if "unseen" in row[0])
+    assert row[0] == "unseen in basin 1"
 
 
 def test_rare_basins_are_filled_up_rarest_first():
@@ -151,6 +207,32 @@ def test_rare_basins_are_filled_up_rarest_first():
     many = torch.arange(50.0).repeat_interleave(100).view(-1, 1, 1).expand(-1, 4, 2).double()
     assert len(rare_rows(many, torch.arange(0, 5000, 50), system)) == MOST_RARE == 200
     assert len(rare_rows(x, chosen, replace(system, basins=""))) == 0
+    taken = torch.arange(900, 930)
+    assert not set(rare_rows(x, chosen, system, taken=taken).tolist()) & set(taken.tolist())
+
+
+@dataclass(frozen=True)
+class FirstCoordinate:
+    """Stands in for a sampler with a density."""
+
+    space: object = None
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0, 0].clone()
+
+
+def test_the_density_is_asked_for_at_the_rare_rows_themselves(tmp_path):
+    system = load_system("ala2-vacuum")
+    run = SimpleNamespace(folder=tmp_path, system=system, fingerprint="x", sampler=lambda progress: FirstCoordinate())
+    told: list[str] = []
+    evaluate(run, progress=lambda *_: None, note=told.append)
+    found, x = stored_density(tmp_path, system, made_with="x"), reference_samples(system).x
+    inside = system.functions["phi_positive"](x) > 0
+    assert torch.equal(found.log_q, x[found.rows, 0, 0]) and torch.equal(found.rare.log_q, x[found.rare.rows, 0, 0]) and not told
+    assert bool(inside[found.rare.rows].all()) and int(inside[torch.cat([found.rows, found.rare.rows])].sum()) == int(inside.sum())
+    keep(replace(found, rare=None), tmp_path, system, made_with="x")
+    evaluate(run, progress=lambda *_: None, note=told.append)
+    assert len(told) == 1 and "without further samples of rare basins" in told[0]
 
 
 def test_rare_rows_are_kept_with_the_run(tmp_path):

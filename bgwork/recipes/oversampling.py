@@ -22,8 +22,9 @@ class OversamplingSection(LoopSection):
 
     `oversample` = { observable = share } draws the rows at which an observable (1 or 0: "phi_positive", say) is 1 as often as that
     (`--set training.oversample={phi_positive=0.1}`); there may be several. The flow then holds a share s of them where the target has
-    p, which weights undo: at best a factor 1 / (p^2/s + (1-p)^2/(1-s)) of the effective samples is left, with many more of them in the
-    rare basin, whose population and free energy become that much sharper. There must be enough such rows to learn from.
+    p, which weights undo: at best a factor 1 / (p^2/s + (1-p)^2/(1-s)) of the effective samples is left (with one observable), with many
+    more of them in the rare basin, whose population and free energy become that much sharper. There must be enough such rows to learn
+    from: each is drawn s/p times as often as it would be.
     """
 
     oversample: dict[str, Annotated[float, Field(gt=0, lt=1, strict=False)]] = {}
@@ -71,5 +72,5 @@ def _raked(inside: Mapping[str, Tensor], shares: Mapping[str, float], chances: T
         if all(abs((chances * f).sum().item() - shares[name]) < FITS for name, f in inside.items()):
             return chances
     asked = ", ".join(f"{name} = {share:g}" for name, share in shares.items())
-    raise RecipeError(f"rows cannot be drawn so often that training.oversample has its shares ({asked}), for want of rows with one of "
-                      "them alone, or with none; leave one out, or lower the shares")
+    raise RecipeError(f"no chances were found in {MOST_SWEEPS} sweeps that give training.oversample its shares ({asked}): there may be no "
+                      "rows with one of them alone, or with none; leave one out, or lower the shares")

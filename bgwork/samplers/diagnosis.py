@@ -54,6 +54,7 @@ class Unseen:
         at_least: lower end of its one-sided 95 % interval (Clopper and Pearson 1934).
         n: reference samples of the basin that were looked at.
         n_above: those that weigh more.
+        n_failed: further ones, at which the density could not be had.
         error: relative standard error of the basin's weight, as the samples drawn there have it; 1 where none was.
     """
 
@@ -61,6 +62,7 @@ class Unseen:
     at_least: float
     n: int
     n_above: int
+    n_failed: int
     error: float
 
 

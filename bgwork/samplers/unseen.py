@@ -31,18 +31,19 @@ def unseen_in_basins(weighted: WeightedSamples, reference: ReferenceSet, basin_o
 
     Args:
         weighted: samples with a normalised density, one to a configuration.
-        reference: with the generator's density at reference samples; where that is NaN they are left out.
+        reference: with the generator's density at reference samples, which are taken to be independent; copies of one draw count once.
+            Those of a trajectory that remembers itself make the bound too sharp.
         basin_of: integer basin label of each configuration, [B].
     Returns:
         By basin label, in order; nothing where there is no density at reference samples, or no basins.
     """
-    if basin_of is None or reference.samples is None or reference.log_q is None or weighted.proposal.density is Density.SIGNED:
+    density = weighted.proposal.density
+    if basin_of is None or reference.samples is None or reference.log_q is None or density is Density.SIGNED or not density.normalised:
         return {}
     known, log_w = looked_at(reference)
     labels, ours = evaluate(basin_of, known), evaluate(basin_of, weighted)
-    labels = torch.where(log_w.isnan() | ~torch.isfinite(known.u), math.nan, labels.double())
     return {str(int(label)): _of_basin(weighted.log_w[ours == label], log_w[labels == label])
-            for label in labels[~labels.isnan()].unique().tolist()}
+            for label in labels[torch.isfinite(known.u)].unique().tolist()}
 
 
 def looked_at(reference: ReferenceSet) -> tuple[WeightedSamples, Tensor]:
@@ -51,13 +52,25 @@ def looked_at(reference: ReferenceSet) -> tuple[WeightedSamples, Tensor]:
     log_q = reference.log_q
     if reference.rare_rows is not None:
         rows, log_q = torch.cat([rows, reference.rare_rows]), torch.cat([log_q, reference.rare_log_q])
+    if (ancestor := reference.samples.proposal.ancestor) is not None:
+        first = _firsts(ancestor[rows])
+        rows, log_q = rows[first], log_q[first]
     known = reference.samples.take(rows)
     return known, -known.u - log_q
 
 
+def _firsts(labels: Tensor) -> Tensor:
+    """Where each label comes first, in order."""
+    order = torch.sort(labels, stable=True).indices
+    new = torch.cat([torch.ones(1, dtype=torch.bool), labels[order][1:] != labels[order][:-1]])
+    return order[new].sort().values
+
+
 def _of_basin(drawn: Tensor, known: Tensor) -> Unseen:
-    drawn = drawn[drawn > -math.inf]
+    failed = int(known.isnan().sum())
+    drawn, known = drawn[drawn > -math.inf], known[~known.isnan()]
     above = int((known > drawn.max()).sum()) if len(drawn) else len(known)
-    low = binomtest(above, len(known), alternative="greater").proportion_ci(CONFIDENCE).low
+    low = binomtest(above, len(known), alternative="greater").proportion_ci(CONFIDENCE).low if len(known) else 0.0
     n_eff = torch.exp(2 * torch.logsumexp(drawn, 0) - torch.logsumexp(2 * drawn, 0)).item() if len(drawn) else 0.0
-    return Unseen(value=above / len(known), at_least=float(low), n=len(known), n_above=above, error=1 / math.sqrt(n_eff) if n_eff else 1.0)
+    return Unseen(value=above / len(known) if len(known) else math.nan, at_least=float(low), n=len(known), n_above=above, n_failed=failed,
+                  error=1 / math.sqrt(n_eff) if n_eff else 1.0)

@@ -89,6 +89,9 @@ def _missing_modes(figures: Diagnosis) -> Iterator[str]:
 
 def _unseen(figures: Diagnosis) -> Iterator[str]:
     for label, found in figures.unseen.items():
+        if found.n_failed and not figures.overlap_failure:
+            yield (f"nothing is known of {found.n_failed} of {found.n + found.n_failed} reference samples of basin {label}, where the "
+                   "density failed; use more steps")
         if found.at_least > found.error:
             yield (f"basin {label} lacks weight: {found.n_above} of {found.n} reference samples there weigh more than any that was drawn, "
                    f"so that at least {found.at_least:.1%} of its weight is missing, where its error bar admits {found.error:.1%}; "
