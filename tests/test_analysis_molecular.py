@@ -96,7 +96,7 @@ def test_samples_of_rare_basins_serve_the_verdict_and_no_average(folder):
     data = load(Source(path=folder))
     rows = torch.tensor([k for k in range(len(data.reference)) if k not in set(data.rows.tolist())][:5])
     made_with, known = data.weighted.proposal.origin.config_hash, HeldOut(log_q=data.log_q, rows=data.rows)
-    keep(replace(known, rare=HeldOut(log_q=data.log_q[:5], rows=rows)), folder, data.system, made_with=made_with)
+    keep(replace(known, rare=HeldOut(log_q=data.log_q[:5].clone(), rows=rows)), folder, data.system, made_with=made_with)
     again = load(Source(path=folder))
     assert torch.equal(known_of(again).rare_rows, rows) and torch.equal(again.held_out.x, data.held_out.x)
     assert known_of(at_temperature(again, 310.0)).rare_rows is None
