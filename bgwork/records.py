@@ -18,6 +18,7 @@ from bgwork.spaces import Space
 
 COLUMNS = ("x", "log_q", "group", "ancestor", "sign")  # of a `Proposal`: one entry for each row
 RESAMPLED = "resampled "  # how the edit of `reweighting.resample` begins
+SPLIT = "split in time: "  # how the edit begins that parts a run into what is trained on and what is set aside
 MOVED = "each moved on by "  # how the edit of a Markov chain that leaves the target invariant begins; weights are not touched
 
 

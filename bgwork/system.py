@@ -34,8 +34,8 @@ from bgwork.targets.chamber import Chamber
 from bgwork.targets.energies import Count, Positive, Section
 from bgwork.topology import Topology, handed_groups, stereocentres
 
-__all__ = ["Count", "Positive", "Section", "System", "SystemFileError", "is_shipped", "list_systems", "load_system", "load_systems",
-           "reference_samples"]
+__all__ = ["Count", "Positive", "Section", "System", "SystemFileError", "comes_with_package", "is_shipped", "list_systems", "load_system",
+           "load_systems", "reference_samples"]
 
 PACKAGE = Path(bgwork.__file__).parent
 
@@ -147,6 +147,11 @@ def load_systems(*, folder: Path | None = None) -> tuple[tuple[System, ...], dic
 def is_shipped(name: str) -> bool:
     """Whether a system of this name comes with the package."""
     return (_shipped() / name / "system.toml").exists()
+
+
+def comes_with_package(system: System) -> bool:
+    """Whether the system's folder is the package's, not the user's."""
+    return system.path.resolve().is_relative_to(_shipped().resolve())
 
 
 def reference_samples(system: System) -> Proposal:

@@ -23,12 +23,15 @@ from bgwork.reference_stages import Stages
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.relaxed import Relaxation, equilibrium_set, weighted_start
 from bgwork.relaxed import relax as relaxed_configurations
+from bgwork.report import REFERENCE_FILE
 from bgwork.reweighting import resample
+from bgwork.set_aside import SHARE, set_aside
 from bgwork.store import RUNS
-from bgwork.system import System, load_system
+from bgwork.system import System, comes_with_package, load_system
 
 XTC_STEP = 0.001  # nm
 COPIES = 100  # of a sample, on average, that an export of resampled frames may hold
+KEPT_STEM = Path(REFERENCE_FILE).stem
 LATER = ("definition", "fingerprint")  # of system.toml and of a trajectory, which older data did not write down
 ROUNDED = 500  # frames at most that are looked at, since their energies may be dear
 
@@ -44,6 +47,7 @@ def reference(system: System, n: int, *, seed: int, folder: Path | None = None) 
     settings = system.reference.model_dump()
     asked = {"system": system.name, "definition": definition(system), "n": n, "seed": seed, "settings": settings}
     check_replaceable(folder, asked)
+    check_unlike_kept(system, asked)
     store.ensure_writable(folder)
     stages = stages_in(folder, system, n, seed=seed) if isinstance(system.reference, MetadynamicsSection) else Stages()
     say_what_is_kept(stages)
@@ -53,7 +57,7 @@ def reference(system: System, n: int, *, seed: int, folder: Path | None = None) 
         except KeyboardInterrupt:
             raise Interrupted(f"no reference data were saved, and the same command {_goes_on(stages)}") from None
     try:
-        save_reference(made, system, folder)
+        save_reference(made, system, folder, asked=asked)
     except ReferenceError as error:
         raise ReferenceError(f"{error}\n{_kept(stages, made)}") if stages.finished() else error from None
     stages.forget()
@@ -94,13 +98,14 @@ def reference_from(system: System, trajectory: Path, *, frame_time: float, tempe
     folder = folder or data_of(system.name).parent
     asked = {"system": system.name, "definition": definition(system), "file": str(trajectory), "frame_time_ps": frame_time,
              "temperature_K": temperature}
-    check_replaceable(folder, asked | ({"fingerprint": file_fingerprint(trajectory)} if trajectory.is_file() else {}))
+    asked |= {"fingerprint": file_fingerprint(trajectory)} if trajectory.is_file() else {}
+    check_replaceable(folder, asked)
     store.ensure_writable(folder)
     made = from_trajectory(system, trajectory, frame_time=frame_time, temperature=temperature, top=top)
     if trajectory.suffix.lower() == ".xtc":
         note = f"{made.proposal.note}; {rounding_remark(system, made.proposal)}"
         made = replace(made, proposal=replace(made.proposal, note=note))
-    save_reference(made, system, folder)
+    save_reference(made, system, folder, asked=asked)
 
 
 def definition(system: System) -> str:
@@ -150,20 +155,51 @@ def rounding_remark(system: System, frames: Proposal) -> str:
             f"these frames by about {tables.estimate(estimate)} kT; DCD or HDF5 keep what energies need")
 
 
-def save_reference(made: ReferenceRun, system: System, folder: Path) -> None:
-    """Show the note, checks and averages of reference data, and save what passed."""
+def save_reference(made: ReferenceRun, system: System, folder: Path, *, asked: Mapping[str, Any]) -> None:
+    """Show the note, checks and averages of reference data, and save what passed, in two parts for a system of one's own."""
     if made.proposal.note:
         terminal.say(made.proposal.note)
     rows = [(c.name, tables.number(c.value), tables.number(c.limit), "passed" if c.passed else "FAILED") for c in made.checks]
     terminal.show(f"Checks of {len(made.proposal)} reference samples of {system.name}", ("check", "value", "must be below", ""), rows)
     rows = [(name, tables.estimate(value), tables.number(value.n_eff)) for name, value in made.estimates.items()]
     terminal.show("Averages", ("observable", "value", "n_eff"), rows)
-    replaced = (folder / runs.SAMPLES_FILE).exists()
+    replaced, command = (folder / runs.SAMPLES_FILE).exists(), runs.provenance()["command"]
     made = replace(made, made=made.made | {"definition": definition(system)})
-    reference_data.save(made, folder, command=runs.provenance()["command"])
+    parts = set_aside(made) if may_be_judged_by(system, asked) else None
+    reference_data.save(parts[1] if parts else made, folder, command=command)
     if replaced:
         terminal.note(f"replaced what had been in {folder / runs.SAMPLES_FILE}, made in the same way")
     terminal.say(f"Saved {folder / runs.SAMPLES_FILE}")
+    if parts:
+        reference_data.save(parts[0], system.path, stem=KEPT_STEM, command=command)
+        terminal.say(f"Saved {system.path / REFERENCE_FILE}: {len(parts[0].proposal)} configurations of the last {SHARE:.0%} of every "
+                     "walker, which samples are judged by; nothing of that time is in the data to train on")
+
+
+def may_be_judged_by(system: System, asked: Mapping[str, Any]) -> bool:
+    """Whether a part of this run may become the set that the system's samples are judged by: it has none, or one of this very run."""
+    if comes_with_package(system) or isinstance(system.reference, TransferSection):
+        return False
+    kept = system.path / f"{KEPT_STEM}.json"
+    if not kept.exists():
+        return not (system.path / REFERENCE_FILE).exists()
+    return not _different(json.loads(json.dumps(asked)), store.read_json(kept))
+
+
+def check_unlike_kept(system: System, asked: Mapping[str, Any]) -> None:
+    """Refuse data to train on whose walkers are those of the set that samples are judged by.
+
+    Raises:
+        ReferenceError: if that set was drawn with the same seed, but with other settings.
+    """
+    kept = system.path / f"{KEPT_STEM}.json"
+    if comes_with_package(system) or not kept.exists() or may_be_judged_by(system, asked):
+        return
+    known = store.read_json(kept)
+    if known.get("set_aside") and known.get("seed") == asked["seed"]:
+        raise ReferenceError(f"{system.path / REFERENCE_FILE}, which samples are judged by, was drawn with the same seed "
+                             f"({asked['seed']}), so that these walkers would repeat its own; give another --seed, or move it and its "
+                             "reference.json away")
 
 
 def relax(system: System, start: str | None, n: int, *, relaxation: Relaxation, seed: int, folder: Path | None = None) -> None:

@@ -13,7 +13,8 @@ from oracles import propose
 
 from bgwork import store
 from bgwork.priors import Gaussian
-from bgwork.records import Density, Proposal
+from bgwork.records import SPLIT, Density, Proposal
+from bgwork.set_aside import split, time_of
 from bgwork.spaces import Euclidean
 
 WALKERS, TIMES = 4, 50
@@ -33,22 +34,28 @@ def resampled() -> Proposal:
     return replace(made, ancestor=ancestor, group=ancestor % WALKERS, density=Density.UNNORMALISED)
 
 
-def test_the_end_of_every_walker_is_set_aside(script):
+def test_the_end_of_every_walker_is_set_aside():
     whole = resampled()
-    shipped, training = script.split(whole, share=0.2, keep=30)
+    shipped, training = split(whole, share=0.2, keep=30)
     assert len(shipped) == 30 and (shipped.ancestor // WALKERS).min() >= 40 > (training.ancestor // WALKERS).max()
     assert len(training) == int((whole.ancestor // WALKERS < 40).sum()) and shipped.group.unique().tolist() == list(range(WALKERS))
-    assert shipped.origin.edits[-1].startswith("kept 30 of ") and training.origin.edits[-1].endswith("the last 20% of every walker")
+    assert shipped.origin.edits[-1].startswith(f"{SPLIT}kept 30 of ") and training.origin.edits[-1].endswith("the last 20% of every walker")
 
 
 @pytest.mark.parametrize(("changes", "options", "words"), [
     ({}, {"share": 1.0, "keep": 3}, "between 0 and 1, got 1"), ({}, {"share": 0.1, "keep": 200}, "cannot keep 200 of the "),
-    ({"ancestor": None}, {"share": 0.1, "keep": 3}, "do not say which time"),
-    ({"group": None}, {"share": 0.1, "keep": 3}, "run `bgwork ref"),
+    ({"group": None}, {"share": 0.1, "keep": 3}, "do not say which time.*run `bgwork ref"),
 ])
-def test_what_cannot_be_split(script, changes, options, words):
+def test_what_cannot_be_split(changes, options, words):
     with pytest.raises(ValueError, match=words):
-        script.split(replace(resampled(), **changes), **options)
+        split(replace(resampled(), **changes), **options)
+
+
+def test_rows_that_were_not_resampled_are_in_order_of_time():
+    rows = replace(resampled(), ancestor=None)
+    assert time_of(rows).tolist() == list(range(300))
+    shipped, training = split(rows, share=0.2, keep=60)
+    assert torch.equal(shipped.x, rows.x[240:]) and torch.equal(training.x, rows.x[:240])
 
 
 def test_files_and_their_command(script, tmp_path, monkeypatch, capsys):

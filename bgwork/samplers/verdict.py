@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from bgwork.records import MOVED, RESAMPLED, Density, Estimate
+from bgwork.records import MOVED, RESAMPLED, SPLIT, Density, Estimate
 from bgwork.samplers.diagnosis import Comparison, Diagnosis
 
 MAX_FAILED = 1e-3  # fraction of NaN rows (design section 3)
@@ -15,7 +15,7 @@ MIN_EFFECTIVE = 100  # below it the error bars themselves are uncertain by more 
 MIN_GROUPS = 8  # below it an error bar from block means is uncertain by more than 25 %
 FORWARD_TO_REVERSE = 0.5  # forward ESS below this fraction of reverse ESS: the target has weight where the samples have none
 MAX_Z = 4.0
-HARMLESS = ("thinned ", "kept every ", RESAMPLED, MOVED)  # how edits begin that leave weights proper; any other may bias
+HARMLESS = ("thinned ", "kept every ", RESAMPLED, MOVED, SPLIT)  # how edits begin that leave weights proper; any other may bias
 
 
 def judge(figures: Diagnosis) -> Diagnosis:
