@@ -41,9 +41,8 @@ def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
     rows = held_out_rows(len(x))
     taken = tuning_rows(len(x)) if isinstance(sampler, PathSampler) else rows[:0]
     rare = rare_rows(x, rows, run.system, taken=taken)
-    log_q = log_q_at(sampler, x[torch.cat([rows, rare])])
-    further = HeldOut(log_q=log_q[len(rows) :], rows=rare) if len(rare) else None
-    keep(HeldOut(log_q=log_q[: len(rows)], rows=rows, rare=further), run.folder, run.system, made_with=run.fingerprint)
+    further = HeldOut(log_q=log_q_at(sampler, x[rare], seed=PATH_SEED + 1), rows=rare) if len(rare) else None
+    keep(HeldOut(log_q=log_q_at(sampler, x[rows]), rows=rows, rare=further), run.folder, run.system, made_with=run.fingerprint)
 
 
 def _want_of_rare(known: HeldOut, system: System) -> str:
@@ -88,10 +87,10 @@ def keep(found: HeldOut, folder: Path, system: System, *, made_with: str) -> Non
     store.save_checkpoint(folder / HELD_OUT_FILE, {"log_q": found.log_q, "rows": found.rows, **rare}, meta)
 
 
-def log_q_at(sampler: HasLogProb | PathSampler, x: Tensor) -> Tensor:
-    """[B] of configurations, or of one path back from each."""
+def log_q_at(sampler: HasLogProb | PathSampler, x: Tensor, *, seed: int = PATH_SEED) -> Tensor:
+    """[B] of configurations, or of one path back from each, with noise of that seed."""
     if isinstance(sampler, PathSampler):
-        return sampler.path_log_q(x, generator=torch.Generator().manual_seed(PATH_SEED))
+        return sampler.path_log_q(x, generator=torch.Generator().manual_seed(seed))
     return sampler.log_prob(x)
 
 
