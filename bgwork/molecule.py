@@ -153,7 +153,7 @@ class MetadynamicsSection(Section):
         exchange: time steps between exchanges.
         exchanges: rounds of exchange of each ladder that are kept, after a fifth as many that are discarded.
         ladders: independent replica exchanges.
-        most_ladders: as many again are run while a Delta F(phi) is too uncertain to compare, until there are so many.
+        most_ladders: as many again are run while a Delta F(phi) is too uncertain to compare, or differs, until there are so many.
     """
 
     sampler: Literal["metadynamics"]

@@ -4,8 +4,8 @@
     2. walkers run under the frozen bias; their configurations weigh exp(V/kT), which makes every average unbiased;
     3. configurations are resampled by weight and moved on by Hamiltonian Monte Carlo: the equilibrium set;
     4. replica exchange over temperatures, which knows nothing of the bias, must give the same populations within 3 standard errors; while
-       it is too uncertain of them to tell, more ladders are run. Basins that hold less than half a per cent it hardly visits: it can
-       only say that they are rare, and their populations rest on metadynamics alone, which the note says.
+       it is too uncertain of them to tell, or tells otherwise, more ladders are run. Basins that hold less than half a per cent it
+       hardly visits: it can only say that they are rare, and their populations rest on metadynamics alone, which the note says.
 
 What is finished may be kept on the way (`bgwork.reference_stages`): the equilibrium set is drawn after the first ladders, since it does
 not depend on how many more follow.
@@ -29,7 +29,7 @@ from bgwork.processes import cores
 from bgwork.provenance import commit, fingerprint, tensor_fingerprint, versions
 from bgwork.records import MOVED, Cost, Proposal, WeightedSamples, with_edit
 from bgwork.reference_checks import ReferenceError, ReferenceRun
-from bgwork.reference_populations import certain, check, estimate, lost_basins, rare_basins
+from bgwork.reference_populations import check, estimate, lost_basins, rare_basins, settled
 from bgwork.reference_stages import UNFINISHED, Stages
 from bgwork.reweighting import resample, weigh
 from bgwork.samplers.chains import Progress, silent
@@ -69,7 +69,7 @@ def generate(system: System, n: int, *, seed: int, stages: Stages | None = None,
     proposal = stages.rows("equilibrium", lambda g: equilibrium(walkers, target, n, settings, generator=g, progress=progress),
                            generator=generator)
     rare = rare_basins(system, walkers)
-    exchange = cross_check(ladders, exchange, settings.most_ladders // settings.ladders, rare=[*rare, *lost_basins(system, walkers)])
+    exchange = cross_check(ladders, walkers, exchange, rare=[*rare, *lost_basins(system, walkers)])
     proposal = replace(proposal, cost=filled.cost + walkers.proposal.cost + exchange.proposal.cost + proposal.cost,
                        origin=replace(proposal.origin, system=system.name, seed=seed, commit=commit()))
     if rare:
@@ -113,10 +113,11 @@ class Ladders:
             settings.exchanges * settings.ladders, generator=generator)
 
 
-def cross_check(ladders: Ladders, known: WeightedSamples, most: int, *, rare: Collection[str] = ()) -> WeightedSamples:
-    """As many batches of ladders as make every Delta F(phi) certain, `most` of them at the most, of which the first is known."""
-    for _ in range(most - 1):
-        if certain(ladders.system, known, rare=rare):
+def cross_check(ladders: Ladders, walkers: WeightedSamples, known: WeightedSamples, *, rare: Collection[str] = ()) -> WeightedSamples:
+    """As many batches of ladders as settle every Delta F(phi) but the rare ones, up to `most_ladders`; the first batch is known."""
+    settings = ladders.system.reference
+    for _ in range(settings.most_ladders // settings.ladders - 1):
+        if settled(ladders.system, walkers, known, rare=rare):
             break
         known = ladders.more(known)
     return known

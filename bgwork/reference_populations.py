@@ -48,6 +48,17 @@ def certain(system: System, weighted: WeightedSamples, *, rare: Collection[str] 
     return True
 
 
+def settled(system: System, walkers: WeightedSamples, exchange: WeightedSamples, *, rare: Collection[str] = ()) -> bool:
+    """Whether replica exchange is certain of the populations and finds those of the walkers, so that more ladders would tell nothing new.
+
+    A population that few ladders have met looks more certain than it is, and ends too far off more often than a normal error would: more
+    ladders are the remedy for that, and they lay bare a real disagreement all the more.
+    """
+    compared = [f for name, f in _functions(system).items() if name.endswith("_positive") and name not in rare]
+    return certain(system, exchange, rare=rare) and all(
+        agreement("", [expectation(walkers, f), expectation(exchange, f)], limit=AGREEMENT_LIMIT).passed for f in compared)
+
+
 def estimate(system: System, weighted: WeightedSamples) -> dict[str, Estimate]:
     """Averages of u, the virial, the system's and all molecular observables, and Delta F of every phi.
 

@@ -136,12 +136,12 @@ def test_more_ladders_are_run_until_populations_are_certain(made, monkeypatch):
     """Never certain: twice four of them, the second four with noise of their own; certain at once: four."""
     def found(most, is_certain=None):
         if is_certain is not None:
-            monkeypatch.setattr(reference_md, "certain", lambda *_, **__: is_certain)
-        ladders = reference_md.Ladders(system=tiny_reference(), filled=made.filled, stages=Stages(), progress=silent,
+            monkeypatch.setattr(reference_md, "settled", lambda *_, **__: is_certain)
+        ladders = reference_md.Ladders(system=tiny_reference(most_ladders=most), filled=made.filled, stages=Stages(), progress=silent,
                                        generator=torch.Generator().manual_seed(0))
-        return reference_md.cross_check(ladders, ladders.more(), most).proposal
+        return reference_md.cross_check(ladders, made.walkers, ladders.more()).proposal
 
-    eight, four = found(2), found(25, is_certain=True)
+    eight, four = found(9), found(100, is_certain=True)
     assert (len(eight), len(four)) == (160, 80) and eight.group.unique().tolist() == list(range(8))
     assert torch.equal(eight.x[:80], four.x) and not torch.equal(eight.x[80:], four.x)
     assert eight.cost.gradient == 2 * four.cost.gradient and eight.note.count("exchanges accepted") == 2
@@ -183,6 +183,15 @@ def test_a_rare_basin_that_replica_exchange_never_saw_is_no_contradiction():
     assert populations == [[True], [False], [False]]
     common = reference_populations.check(system, with_share(0.2), with_share(0.0, groups=6), with_share(0.2).proposal)
     assert {c.name: c.passed for c in common}["standard error of Delta F(phi) by replica exchange, kT"] is False
+
+
+@pytest.mark.parametrize(("share", "exchanged", "expected"), [(0.2, 0.2, True), (0.2, 0.02, False), (0.2, 0.0, False)])
+def test_more_ladders_cannot_help_where_populations_agree_and_are_certain(share, exchanged, expected):
+    """Certain of another population is not settled: either the ladders are too few after all, or something is wrong."""
+    system, walkers, exchange = load_system("ala2-vacuum"), with_share(share), with_share(exchanged, groups=8)
+    assert reference_populations.settled(system, walkers, exchange) is expected
+    assert reference_populations.settled(system, walkers, exchange, rare=["phi_positive"]) is True
+    assert reference_populations.certain(system, exchange) is (exchanged > 0)
 
 
 def test_a_basin_that_walkers_never_reached_costs_no_more_ladders(monkeypatch):

@@ -27,13 +27,13 @@ STAGES = ["metadynamics", "walkers", "ladders-1", "equilibrium", "ladders-2"]
 
 @pytest.fixture(autouse=True)
 def never_certain(monkeypatch):
-    monkeypatch.setattr(reference_md, "certain", lambda *_, **__: False)
+    monkeypatch.setattr(reference_md, "settled", lambda *_, **__: False)
 
 
 @pytest.fixture(scope="module")
 def whole():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_md, "certain", lambda *_, **__: False)
+        patch.setattr(reference_md, "settled", lambda *_, **__: False)
         return generate(tiny_reference(**QUICK), N, seed=1)
 
 
@@ -153,7 +153,7 @@ def test_the_command_goes_on_after_a_refusal(tmp_path, monkeypatch):
     refused(call("reference", "ala2-vacuum", "-n", "15"), "15", "at least 16")
     assert files(tmp_path) == before and not Path("runs").exists()
     result = call("reference", "ala2-vacuum", "-n", str(N))
-    refused(result, "not saved", "standard error of Delta F(phi) by metadynamics", "ask for more samples", "4 ladders were too few",
+    refused(result, "not saved", "standard error of Delta F(phi) by metadynamics", "ask for more samples", "4 ladders did not do",
             "reference.most_ladders = 8 or more")
     assert "FAILED" in result.stdout and f"Checks of {N} reference samples of ala2-vacuum" in result.stdout
     reference = Path("runs/ala2-vacuum/reference")
