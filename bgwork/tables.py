@@ -66,7 +66,7 @@ def weight_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if report["n_groups"]:
         rows.append(("independent groups", str(report["n_groups"]), "chains or islands; the rows of one count as one for the error bars"))
     if unseen := report.get("unseen"):
-        label, worst = max(unseen.items(), key=lambda item: item[1]["at_least"] - item[1]["error"])
+        label, worst = max(unseen.items(), key=lambda item: (item[1]["at_least"] / item[1]["error"], item[1]["n_above"]))
         rows.append((f"unseen in basin {label}", f"{worst['n_above']} of {worst['n']}",
                      f"reference samples above the largest weight there: {worst['at_least']:.1%} or more was not drawn, "
                      f"its error bar admits {worst['error']:.1%}"))
