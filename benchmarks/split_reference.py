@@ -32,6 +32,7 @@ def main() -> None:
     folder = options.data or Path("runs") / options.system / "reference"
     shipped, training = split(store.load_samples(folder / "samples.npz"), share=options.share, keep=options.keep)
     made = store.read_json(folder / "reference.json")
+    made["set_aside"] = len(shipped)
     made["command"] = f"{made['command']}; {shlex.join(['python', *sys.argv])}"
     out = options.out or load_system(options.system).path
     store.save_samples(folder / "training.npz", training)

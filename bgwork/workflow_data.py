@@ -167,10 +167,14 @@ def save_reference(made: ReferenceRun, system: System, folder: Path, *, asked: M
     made = replace(made, made=made.made | {"definition": definition(system)})
     parts = set_aside(made) if may_be_judged_by(system, asked) else None
     reference_data.save(parts[1] if parts else made, folder, command=command)
+    shipped = comes_with_package(system)
     if replaced:
         terminal.note(f"replaced what had been in {folder / runs.SAMPLES_FILE}, made in the same way")
     terminal.say(f"Saved {folder / runs.SAMPLES_FILE}")
-    if parts:
+    if parts and shipped:
+        terminal.say(f"Nothing of the last {SHARE:.0%} of every walker is in it: {system.path / REFERENCE_FILE}, which samples are judged "
+                     "by, is from there")
+    elif parts:
         reference_data.save(parts[0], system.path, stem=KEPT_STEM, command=command)
         terminal.say(f"Saved {system.path / REFERENCE_FILE}: {len(parts[0].proposal)} configurations of the last {SHARE:.0%} of every "
                      "walker, which samples are judged by; nothing of that time is in the data to train on")
@@ -178,12 +182,13 @@ def save_reference(made: ReferenceRun, system: System, folder: Path, *, asked: M
 
 def may_be_judged_by(system: System, asked: Mapping[str, Any]) -> bool:
     """Whether a part of this run may become the set that the system's samples are judged by: it has none, or one of this very run."""
-    if comes_with_package(system) or isinstance(system.reference, TransferSection):
+    if isinstance(system.reference, TransferSection):
         return False
     kept = system.path / f"{KEPT_STEM}.json"
     if not kept.exists():
-        return not (system.path / REFERENCE_FILE).exists()
-    return not _different(json.loads(json.dumps(asked)), store.read_json(kept))
+        return not ((system.path / REFERENCE_FILE).exists() or comes_with_package(system))
+    known = store.read_json(kept)
+    return "set_aside" in known and not _different(json.loads(json.dumps(asked)), known)
 
 
 def check_unlike_kept(system: System, asked: Mapping[str, Any]) -> None:
@@ -193,7 +198,7 @@ def check_unlike_kept(system: System, asked: Mapping[str, Any]) -> None:
         ReferenceError: if that set was drawn with the same seed, but with other settings.
     """
     kept = system.path / f"{KEPT_STEM}.json"
-    if comes_with_package(system) or not kept.exists() or may_be_judged_by(system, asked):
+    if not kept.exists() or may_be_judged_by(system, asked):
         return
     known = store.read_json(kept)
     if known.get("set_aside") and known.get("seed") == asked["seed"]:

@@ -79,6 +79,17 @@ def test_nothing_is_written_into_the_package(own, monkeypatch):
     assert len(store.load_samples(Path("runs/my/reference/samples.npz"))) == N and not (own / "reference.npz").exists()
 
 
+def test_a_shipped_set_that_comes_from_this_very_run_is_left_out(own, monkeypatch):
+    """As tri-alanine's: the command that made it makes the data to train on, too."""
+    call("reference", "my", "-n", N)
+    before, data = files(own), store.load_samples(Path("runs/my/reference/samples.npz"))
+    monkeypatch.setattr("bgwork.system._shipped", lambda: own.parent)
+    result = call("reference", "my", "-n", N, "--out", "again")
+    assert result.exit_code == 0 and "is from there" in " ".join(result.stdout.split()), result.output
+    assert torch.equal(store.load_samples(Path("again/samples.npz")).x, data.x) and files(own) == before
+    refused(call("reference", "my", "-n", N + 4, "--out", "more"), "same seed (0)", "give another --seed")
+
+
 def test_a_trajectory_is_parted_in_time(own, monkeypatch):
     """A thousand frames: the last hundred."""
     monkeypatch.setattr(reference_trajectory, "check", lambda *_: [PASSED])
