@@ -29,7 +29,7 @@ from bgwork.analysis import Data, Source
 from bgwork.conformation import Residue, intactness, ramachandran
 from bgwork.metrics import energy_w2, grouped_noise_floor, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
 from bgwork.records import Certificate, Density, Proposal, WeightedSamples
-from bgwork.report import HeldOut, independent_reference, weighed_reference
+from bgwork.report import weighed_reference
 from bgwork.reweighting import log_z, normalised_weights, weigh
 from bgwork.samplers.diagnostics import ReferenceSet, diagnose
 from bgwork.system import load_system
@@ -122,8 +122,7 @@ def beside(data: Data) -> ReferenceSet:
     """What these samples are judged by: reference samples of the system, or others at which the density is known."""
     if data.rows is None:
         return ReferenceSet(samples=data.held_out, log_q=data.log_q, estimates=data.system.references)
-    known = HeldOut(log_q=data.log_q, rows=data.rows, rare=data.rare)
-    return independent_reference(data.weighted, data.reference, data.system, held_out=known)
+    return analysis.known_of(data)
 
 
 def certificate_rows(certificate: Certificate, common: dict[str, Any]) -> list[Row]:

@@ -39,7 +39,7 @@ def evaluate(run: Run, *, progress: Progress, note: Note) -> None:
         return
     x = reference_samples(run.system).x
     rows = held_out_rows(len(x))
-    taken = tuning_rows(len(x)) if isinstance(sampler, PathSampler) else rows[:0]
+    taken = tuning_rows(len(x)) if isinstance(sampler, PathSampler) else None
     rare = rare_rows(x, rows, run.system, taken=taken)
     further = HeldOut(log_q=log_q_at(sampler, x[rare], seed=PATH_SEED + 1), rows=rare) if len(rare) else None
     keep(HeldOut(log_q=log_q_at(sampler, x[rows]), rows=rows, rare=further), run.folder, run.system, made_with=run.fingerprint)

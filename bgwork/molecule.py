@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from bgwork import units
 from bgwork.conformation import has_positive_phi
 from bgwork.observables import Atoms, dihedral
+from bgwork.processes import cores
 from bgwork.protocols import Target
 from bgwork.spaces import MeanFree, Space
 from bgwork.targets.energies import Count, Positive, Section
@@ -119,7 +119,7 @@ class TightBindingSection(Section):
 
     def tblite(self, space: Space, name: str) -> Target:
         molecule = TightBinding(elements=read_topology(self)[0].elements, charge=self.charge, method=self.method)
-        return XtbTarget(molecule, space=space, kT=units.kT(self.temperature), offset=self.offset, workers=os.cpu_count() or 1,
+        return XtbTarget(molecule, space=space, kT=units.kT(self.temperature), offset=self.offset, workers=cores(),
                          cache=default_cache(name), name=name)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from bgwork.samplers.forked import leave_interrupts_to_parent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batches(Dataset):
@@ -26,11 +28,6 @@ def run_ahead(data: Callable[[int], Any], steps: range) -> Iterable[Any]:
     """data(step) for every step in order, made by a worker process a few steps ahead."""
     return DataLoader(Batches(data=data), sampler=steps, batch_size=None, num_workers=1, prefetch_factor=4,
                       worker_init_fn=leave_interrupts_to_parent)
-
-
-def leave_interrupts_to_parent(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the worker must outlive it until the parent has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def cores() -> int:

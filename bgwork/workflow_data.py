@@ -203,8 +203,8 @@ def check_unlike_kept(system: System, asked: Mapping[str, Any]) -> None:
     known = store.read_json(kept)
     if known.get("set_aside") and known.get("seed") == asked["seed"]:
         raise ReferenceError(f"{system.path / REFERENCE_FILE}, which samples are judged by, was drawn with the same seed "
-                             f"({asked['seed']}), so that these walkers would repeat its own; give another --seed, or move it and its "
-                             "reference.json away")
+                             f"({asked['seed']}), so that these walkers would repeat its own; give another --seed"
+                             + ("" if comes_with_package(system) else ", or move it and its reference.json away"))
 
 
 def relax(system: System, start: str | None, n: int, *, relaxation: Relaxation, seed: int, folder: Path | None = None) -> None:

@@ -116,7 +116,7 @@ def test_the_bound_is_that_of_clopper_and_pearson():
 @pytest.mark.parametrize(("at_least", "error", "said"), [(0.05, 0.06, False), (0.07, 0.06, True)])
 def test_the_verdict_rests_on_the_bound_and_the_error(at_least, error, said):
     weighted, reference = case()
-    found = Unseen(value=0.1, at_least=at_least, n=100, n_above=10, n_failed=0, error=error)
+    found = Unseen(at_least=at_least, n=100, n_above=10, n_failed=0, error=error)
     problems = judge(replace(diagnose(weighted, reference=reference, basin_of=side), unseen={"1": found})).problems
     assert any(p.startswith("basin 1 lacks weight: 10 of 100") for p in problems) is said
 
@@ -183,7 +183,7 @@ def test_the_report_shows_the_worst_basin():
     weighted, reference = case(far=1e-9)
     content = to_json_dict(diagnose(weighted, reference=reference, basin_of=side))
     assert set(content["unseen"]) == {"0", "1"}
-    assert set(content["unseen"]["1"]) == {"value", "at_least", "n", "n_above", "n_failed", "error"}
+    assert set(content["unseen"]["1"]) == {"at_least", "n", "n_above", "n_failed", "error"}
     row = next(row for row in tables.weight_rows(content) if row[0].startswith("unseen"))
     assert row[0] == "unseen in basin 1" and row[1] == f"{content['unseen']['1']['n_above']} of {content['unseen']['1']['n']}"
 
@@ -191,7 +191,7 @@ def test_the_report_shows_the_worst_basin():
 def test_the_worst_basin_is_the_one_whose_error_bar_admits_least():
     weighted, reference = case(far=1e-9)
     content = to_json_dict(diagnose(weighted, reference=reference, basin_of=side))
-    other = content["unseen"]["1"] | {"value": 0.9, "at_least": 0.8, "n_above": 9, "n": 10, "error": 1.0}
+    other = content["unseen"]["1"] | {"at_least": 0.8, "n_above": 9, "n": 10, "error": 1.0}
     row = next(row for row in tables.weight_rows(content | {"unseen": {"0": other, "1": content["unseen"]["1"]}}) if "unseen" in row[0])
     assert row[0] == "unseen in basin 1"
 

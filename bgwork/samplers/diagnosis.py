@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,20 +51,23 @@ class Unseen:
     """Reference samples of one basin that weigh more than every sample drawn there.
 
     Attributes:
-        value: their share of the basin's reference samples, which estimates the share of its weight that was not drawn.
-        at_least: lower end of its one-sided 95 % interval (Clopper and Pearson 1934).
+        at_least: lower end of `value`'s one-sided 95 % interval (Clopper and Pearson 1934).
         n: reference samples of the basin that were looked at.
         n_above: those that weigh more.
         n_failed: further ones, at which the density could not be had.
         error: relative standard error of the basin's weight, as the samples drawn there have it; 1 where none was.
     """
 
-    value: float
     at_least: float
     n: int
     n_above: int
     n_failed: int
     error: float
+
+    @property
+    def value(self) -> float:
+        """Share of the basin's reference samples, which estimates the share of its weight that was not drawn; NaN of none."""
+        return self.n_above / self.n if self.n else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from bgwork.samplers.chains import Progress
 POLL = 0.2  # s between two looks at how far the processes are
 
 Tick = Callable[[], None]
-_work: Callable[[int, Tick], Any]  # what the processes are to do; copied into them, since a closure cannot be sent
+_work: Callable[[int, Tick], Any]  # of a process, which sets both when it begins
 _watch: Watch
 
 
@@ -67,18 +67,17 @@ def run_forked(work: Callable[[int, Tick], Any], n: int, *, workers: int, total:
     """
     if min(workers, n) == 1 or "fork" not in multiprocessing.get_all_start_methods():
         return _one_by_one(work, n, total=total, progress=progress, text=text)
-    global _work, _watch
     context = multiprocessing.get_context("fork")
-    _work, _watch = work, Watch(context)
-    with ProcessPoolExecutor(min(workers, n), mp_context=context, initializer=_leave_interrupts) as pool:
+    watch = Watch(context)
+    with ProcessPoolExecutor(min(workers, n), mp_context=context, initializer=_begin, initargs=(work, watch)) as pool:
         pieces = [pool.submit(_piece, k) for k in range(n)]
         try:
-            return _results(pieces, _watch, total=total, progress=progress, text=text)
+            return _results(pieces, watch, total=total, progress=progress, text=text)
         except BrokenProcessPool as error:
             raise ProcessEnded(f"{text}: a process ended before its time (killed for want of memory, perhaps; its message, if any, is on "
                                "stderr); give the command again") from error
         except BaseException:
-            _watch.stopped.set()
+            watch.stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -108,6 +107,13 @@ def _piece(k: int) -> Any:
     return _work(k, _watch.tick)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches all processes; the first one tells the others to stop."""
+def _begin(work: Callable[[int, Tick], Any], watch: Watch) -> None:
+    """In a process that has just been forked, which has both without their being sent."""
+    global _work, _watch
+    _work, _watch = work, watch
+    leave_interrupts_to_parent()
+
+
+def leave_interrupts_to_parent(*_: object) -> None:
+    """Ctrl-C reaches the whole process group; a worker must outlive it until the parent has saved, or told it to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

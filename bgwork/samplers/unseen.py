@@ -72,5 +72,4 @@ def _of_basin(drawn: Tensor, known: Tensor) -> Unseen:
     above = int((known > drawn.max()).sum()) if len(drawn) else len(known)
     low = binomtest(above, len(known), alternative="greater").proportion_ci(CONFIDENCE).low if len(known) else 0.0
     n_eff = torch.exp(2 * torch.logsumexp(drawn, 0) - torch.logsumexp(2 * drawn, 0)).item() if len(drawn) else 0.0
-    return Unseen(value=above / len(known) if len(known) else math.nan, at_least=float(low), n=len(known), n_above=above, n_failed=failed,
-                  error=1 / math.sqrt(n_eff) if n_eff else 1.0)
+    return Unseen(at_least=float(low), n=len(known), n_above=above, n_failed=failed, error=1 / math.sqrt(n_eff) if n_eff else 1.0)
