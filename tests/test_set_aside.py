@@ -90,6 +90,16 @@ def test_a_shipped_set_that_comes_from_this_very_run_is_left_out(own, monkeypatc
     refused(call("reference", "my", "-n", N + 4, "--out", "more"), "same seed (0)", "give another --seed")
 
 
+def test_a_kept_set_that_was_no_part_of_its_run_parts_no_other(own):
+    """One that was kept whole, as `ship_reference.py` does: the same settings say nothing of where its rows come from."""
+    call("reference", "my", "-n", N)
+    known = store.read_json(own / "reference.json")
+    del known["set_aside"]
+    store.write_json(own / "reference.json", known)
+    assert call("reference", "my", "-n", N, "--out", "again").exit_code == 0
+    assert len(store.load_samples(Path("again/samples.npz"))) == N
+
+
 def test_a_trajectory_is_parted_in_time(own, monkeypatch):
     """A thousand frames: the last hundred."""
     monkeypatch.setattr(reference_trajectory, "check", lambda *_: [PASSED])

@@ -11,7 +11,7 @@ import torch
 from oracles import LINE
 from scipy.stats import beta
 
-from bgwork import store, tables
+from bgwork import held_out, store, tables
 from bgwork.held_out import MOST_RARE, PER_BASIN, evaluate, keep, rare_rows, stored_density
 from bgwork.records import Cost, Density, Origin, Proposal, WeightedSamples
 from bgwork.report import HeldOut
@@ -221,7 +221,7 @@ class FirstCoordinate:
         return x[:, 0, 0].clone()
 
 
-def test_the_density_is_asked_for_at_the_rare_rows_themselves(tmp_path):
+def test_the_density_is_asked_for_at_the_rare_rows_themselves(tmp_path, monkeypatch):
     system = load_system("ala2-vacuum")
     run = SimpleNamespace(folder=tmp_path, system=system, fingerprint="x", sampler=lambda progress: FirstCoordinate())
     told: list[str] = []
@@ -230,6 +230,10 @@ def test_the_density_is_asked_for_at_the_rare_rows_themselves(tmp_path):
     inside = system.functions["phi_positive"](x) > 0
     assert torch.equal(found.log_q, x[found.rows, 0, 0]) and torch.equal(found.rare.log_q, x[found.rare.rows, 0, 0]) and not told
     assert bool(inside[found.rare.rows].all()) and int(inside[torch.cat([found.rows, found.rare.rows])].sum()) == int(inside.sum())
+    seeds: list[int] = []
+    monkeypatch.setattr(held_out, "log_q_at", lambda _, x, *, seed=held_out.PATH_SEED: seeds.append(seed) or x[:, 0, 0].clone())
+    evaluate(SimpleNamespace(**vars(run) | {"fingerprint": "y"}), progress=lambda *_: None, note=told.append)
+    assert len(set(seeds)) == 2, "paths back from the two sets must not share their noise"
     keep(replace(found, rare=None), tmp_path, system, made_with="x")
     evaluate(run, progress=lambda *_: None, note=told.append)
     assert len(told) == 1 and "without further samples of rare basins" in told[0]
