@@ -14,6 +14,8 @@ from frames import tiny_reference, without_memory
 from bgwork import reference_md, reference_trajectory, store
 from bgwork.records import SPLIT
 from bgwork.reference_checks import Check
+from bgwork.reweighting import weigh
+from bgwork.samplers.diagnostics import diagnose
 from bgwork.system import comes_with_package, load_system, reference_samples
 from bgwork.units import GAS_CONSTANT
 
@@ -44,6 +46,7 @@ def test_the_last_tenth_is_kept_with_the_system(own):
     assert len(kept) >= LATE and len(data) + len(kept) == N
     assert (data.ancestor // 4).max() < 270 <= (kept.ancestor // 4).min()
     assert kept.origin.edits[-1].startswith(SPLIT) and data.origin.edits[-1].startswith(SPLIT)
+    assert not any("proper ones" in problem for problem in diagnose(weigh(kept, load_system("my").target)).problems)
     told, known = (store.read_json(folder / "reference.json") for folder in (Path("runs/my/reference"), own))
     assert told == known and told["set_aside"] == len(kept) and told["n"] == N
     assert load_system("my").references["u"].value == told["estimates"]["u"]["value"]
