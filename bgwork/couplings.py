@@ -127,13 +127,14 @@ class SoftMolecularAlignment:
     def __call__(self, x0: Tensor, x1: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x0 = x0 @ turn_between(self.whole(x0), x1)
         for triple in map(list, self.triples):
-            turn = torch.multinomial(self._log_chances(x0, x1, triple).exp(), 1, generator=generator)
+            turn = torch.multinomial(self.log_chances(x0[:, triple], x1[:, triple]).exp(), 1, generator=generator)
             x0[:, triple] = torch.take_along_dim(turned(x0[:, triple]), turn[:, :, None, None], dim=1).squeeze(1)
         return x0, x1
 
     def log_chance(self, x0: Tensor, x1: Tensor) -> Tensor:
         """Of leaving all triples as they are, [B]."""
-        return sum((self._log_chances(x0, x1, list(triple))[:, 0] for triple in self.triples), x0.new_zeros(len(x0)))
+        chances = (self.log_chances(x0[:, list(triple)], x1[:, list(triple)])[:, 0] for triple in self.triples)
+        return sum(chances, x0.new_zeros(len(x0)))
 
     def whole(self, x: Tensor) -> Tensor:
         """x [B, n, d] with the atoms of each triple at their centre."""
@@ -142,8 +143,9 @@ class SoftMolecularAlignment:
             x[:, triple] = x[:, triple].mean(1, keepdim=True)
         return x
 
-    def _log_chances(self, x0: Tensor, x1: Tensor, triple: list[int]) -> Tensor:
-        away = (turned(x0[:, triple]) - x1[:, None, triple]).square().sum((2, 3))
+    def log_chances(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """Of the three turns of a triple at x0 [B, 3, d] whose partner is at x1, [B, 3]."""
+        away = (turned(x0) - x1[:, None]).square().sum((2, 3))
         return torch.log_softmax(-away / (2 * self.width**2), 1)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bgwork.couplings import random_rotations
 from bgwork.objectives.force_targets import ForceTargets, Pairs
+from bgwork.objectives.pooled_targets import PooledTargets
 from bgwork.paths import LinearInterpolant, Times
 from bgwork.protocols import Coupling, Field, Prior
 from bgwork.spaces import MeanFree
@@ -60,6 +61,7 @@ class FlowMatchingData:
             molecules, whose mirror images are others.
         chances: [N] how often each row of x1 is drawn, up to a factor; all alike if None.
         forces: gradients of the reduced energy at x1, and what becomes of the velocities by them; without, those of the pairs as they are.
+        pools: velocities averaged over other data that may be behind x_t, before forces are of use; without, those of the pairs alone.
     """
 
     x1: Tensor
@@ -72,6 +74,7 @@ class FlowMatchingData:
     turns: Callable[..., Tensor] = random_rotations
     chances: Tensor | None = None
     forces: Forces | None = None
+    pools: PooledTargets | None = None
 
     def __call__(self, step: int) -> FlowMatchingBatch:
         started = time.process_time()
@@ -85,6 +88,8 @@ class FlowMatchingData:
         x0, x1 = self.coupling(x0, x1, generator=generator)
         t = self.times.sample(self.batch, generator=generator)
         x, velocity = self.path.point_and_velocity(t, x0, x1)
+        if self.pools is not None:
+            velocity = self.pools(t, x, velocity, rows, generator=generator)
         if gradient is not None:
             velocity = velocity + self.forces.targets(Pairs(t=t, x0=x0, x1=x1, gradient=gradient))
         return FlowMatchingBatch(t=t.float(), x=x.float(), velocity=velocity.float(), seconds=time.process_time() - started)

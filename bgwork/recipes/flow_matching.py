@@ -13,6 +13,8 @@ from bgwork.bond_balance import bond_balance
 from bgwork.couplings import SoftMolecularAlignment, random_rotations, random_turns
 from bgwork.objectives.flow_matching import FlowMatchingData, Forces, flow_matching_loss
 from bgwork.objectives.force_targets import ForceTargets, Stiffness
+from bgwork.objectives.pooled_targets import PooledTargets
+from bgwork.objectives.posterior_mean import PooledPosterior
 from bgwork.protocols import Coupling, Prior, Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.oversampling import OversamplingSection
@@ -20,7 +22,7 @@ from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import TABLEAUS
 from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
-from bgwork.system import Positive
+from bgwork.system import Positive, System
 from bgwork.torsion_balance import torsion_balance
 from bgwork.training import TrainingJob
 
@@ -32,13 +34,15 @@ class DataTrainingSection(OversamplingSection, FlowMatchingTrainingSection):
 
 
 class ForcesTrainingSection(DataTrainingSection):
-    """[training] of flow matching whose targets are freed from noise by the forces on the data, from the time `forces_after` on.
+    """[training] of flow matching whose targets are freed from noise, for molecules with coupling "soft-molecular" alone.
 
-    For molecules with coupling "soft-molecular" alone. The mean of the targets stays what it was (`objectives.force_targets`),
-    if the data are an equilibrium set of the very energy.
+    From the time `forces_after` on by the forces on the data, and before by averages over `pool` configurations that may be behind a noisy
+    one. The mean of the targets stays what it was (`objectives.force_targets`, `objectives.posterior_mean`), with forces only if the data
+    are an equilibrium set of the very energy.
     """
 
     forces_after: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
+    pool: Annotated[int, Field(ge=0)] = 0
 
     def forces(self, request: Request, coupling: Coupling) -> Forces | None:
         """Gradients at the data, and the targets; None if no time comes after `forces_after`.
@@ -50,9 +54,7 @@ class ForcesTrainingSection(DataTrainingSection):
         system, x = request.system, request.data
         if self.forces_after == 1:
             return None
-        if system.topology is None or not isinstance(coupling, SoftMolecularAlignment):
-            raise RecipeError('training.forces_after is for molecules with coupling.kind = "soft-molecular"; leave it out, '
-                              "or take that coupling")
+        _check_softly_aligned("forces_after", system, coupling)
         gradient = torch.cat([system.differentiable_target.u_and_grad(rows)[1] for rows in x.double().split(GRADIENTS)])
         lost = int((~torch.isfinite(gradient)).flatten(1).any(1).sum())
         if lost:
@@ -65,6 +67,25 @@ class ForcesTrainingSection(DataTrainingSection):
         targets = ForceTargets(std=system.prior.std, hessian=Stiffness.of(system.topology, x), coupling=coupling,
                                after=self.forces_after)
         return Forces(gradient=gradient, targets=targets)
+
+    def pools(self, request: Request, drawn: FlowMatchingData) -> PooledTargets | None:
+        """Averages over pools of the data; None if `pool` is zero.
+
+        Raises:
+            RecipeError: for other systems and couplings, and for fewer configurations than a pool holds.
+        """
+        if not self.pool:
+            return None
+        _check_softly_aligned("pool", request.system, drawn.coupling)
+        if len(drawn.x1) < self.pool:
+            raise RecipeError(f"training.pool is {self.pool}, but there are {len(drawn.x1)} configurations; lower it, or give more data")
+        posterior = PooledPosterior(std=request.system.prior.std, coupling=drawn.coupling)
+        return PooledTargets.of(drawn.x1, drawn.chances, prior=drawn.prior, posterior=posterior, size=self.pool, until=self.forces_after)
+
+
+def _check_softly_aligned(key: str, system: System, coupling: Coupling) -> None:
+    if system.topology is None or not isinstance(coupling, SoftMolecularAlignment):
+        raise RecipeError(f'training.{key} is for molecules with coupling.kind = "soft-molecular"; leave it out, or take that coupling')
 
 
 class FlowSection(GridSection):
@@ -95,8 +116,9 @@ class FlowMatchingRecipe(Recipe):
         if training.initial:
             load_initial(network, system, training.initial)
         drawn = pairs(request, training, self.coupling, request.data)
+        data = replace(drawn, forces=training.forces(request, drawn.coupling), pools=training.pools(request, drawn))
         return TrainingJob(
-            model=network, loss=flow_matching_loss, data=replace(drawn, forces=training.forces(request, drawn.coupling)),
+            model=network, loss=flow_matching_loss, data=data,
             config=training.config(), folder=request.folder, meta=job_meta(self, request),
             evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
 

@@ -1,0 +1,72 @@
+"""Posterior means for flow matching: which pools are taken when, found by how much noise each takes out.
+
+E |v - v'|^2 is the variance that a pool takes out of the velocity, and the network has no part in it; so the depth of the pools at a time is
+the one at which that is largest, measured on data before the training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bgwork.couplings import random_turns
+from bgwork.objectives.nested_pools import NestedPools
+from bgwork.objectives.posterior_mean import PooledPosterior
+from bgwork.protocols import Prior
+
+SPANS = 20  # spans of time, each with a depth of its own
+PAIRS = 48  # that the depth of a span is found from
+WORTH = 0.02  # of the variance: what a pool must take out at least
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PooledTargets:
+    """Velocities averaged over the posterior within pools, for aligned pairs on the linear interpolant.
+
+    Args:
+        x1: data [N, n, 3].
+        pools: of them.
+        posterior: within a pool.
+        size: of a pool.
+        depth: of the pools in each of equal spans of time before `until`, [SPANS]; -1 where velocities are left as they are.
+        until: time from which on they are.
+    """
+
+    x1: Tensor
+    pools: NestedPools
+    posterior: PooledPosterior
+    size: int
+    depth: Tensor
+    until: float
+
+    @classmethod
+    def of(cls, x1: Tensor, chances: Tensor | None, *, prior: Prior, posterior: PooledPosterior, size: int, until: float) -> PooledTargets:
+        """With pools made from the data, and depths by the variance they take out of pairs of prior draws and data."""
+        pools = NestedPools.of(posterior.coupling.whole(x1), chances, smallest=size)
+        fixed = {"x1": x1, "pools": pools, "posterior": posterior, "size": size, "until": until}
+        generator = torch.Generator().manual_seed(0)
+        depths = []
+        for k in range(SPANS):
+            t = torch.full((PAIRS,), (k + 0.5) / SPANS * until, dtype=torch.float64)
+            rows = torch.multinomial(pools.chances, PAIRS, replacement=True, generator=generator)
+            x0, own = prior.sample(PAIRS, generator=generator), x1[rows].double() @ random_turns(PAIRS, 3, generator=generator)
+            x0, own = posterior.coupling(x0, own, generator=generator)
+            x = (1 - t[:, None, None]) * x0 + t[:, None, None] * own
+            removed = []
+            for depth in range(len(pools.edges)):
+                one = cls(**fixed, depth=torch.full((SPANS,), depth))
+                removed.append((own - x0 - one(t, x, own - x0, rows, generator=generator)).square().sum().item())
+            best = max(range(len(removed)), key=removed.__getitem__)
+            depths.append(best if removed[best] > WORTH * (own - x0).square().sum().item() else -1)
+        return cls(**fixed, depth=torch.tensor(depths))
+
+    def __call__(self, t: Tensor, x: Tensor, velocity: Tensor, rows: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Velocities [B, n, 3] at x_t and t [B] of pairs whose data are rows [B], from those of the pairs alone."""
+        depth = self.depth[(t / self.until * SPANS).long().clamp(max=SPANS - 1)]
+        pooled = (t < self.until) & (depth >= 0)
+        drawn = self.pools.draw(rows[pooled], depth[pooled], self.size, generator=generator)
+        velocity, t, x = velocity.clone(), t[pooled], x[pooled]
+        velocity[pooled] = (self.posterior(t, x, self.x1[drawn].double()).x1 - x) / (1 - t[:, None, None])
+        return velocity
