@@ -1,7 +1,7 @@
 """Pools of similar configurations: data sorted so that halves, quarters, eighths ... of their order are ever more alike.
 
-A pool for a row is drawn from the block of the order that the row is in, by the same chances as the row was. Given the block, row and others
-are drawn alike and independently, which is what `posterior_mean` asks of a pool. Depth 0 is all data.
+A pool for a row is drawn from the block of the order that the row is in, by the same chances as the row was. Given the block, row and
+others are drawn alike and independently, which is what `posterior_mean` asks of a pool. Depth 0 is all data.
 """
 
 from __future__ import annotations

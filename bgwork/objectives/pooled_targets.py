@@ -1,7 +1,7 @@
 """Posterior means for flow matching: which pools are taken when, found by how much noise each takes out.
 
-E |v - v'|^2 is the variance that a pool takes out of the velocity, and the network has no part in it; so the depth of the pools at a time is
-the one at which that is largest, measured on data before the training.
+E |v - v'|^2 is the variance that a pool takes out of the velocity, and the network has no part in it; so the depth of the pools at a
+time is the one at which that is largest, measured on data before the training.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ has, given x_t, the mean of x1 - x0 (the tower property), whatever way pools are
 the pool. With Gaussian priors and no pairing the w_k are a softmax of -|x_t - t y_k|^2 / (2 s0^2 (1-t)^2), and pools are minibatches (Xu,
 Tong and Jaakkola 2023, stable target field); the rest here is what pairing changes, and which pools to take.
 
-Pairs aligned by `couplings.SoftMolecularAlignment` know x1 up to a rotation: y_k turned onto x_t, triples of hydrogens as a whole, is the only
-orientation that may have been. An aligned x0 has the density p0(x0) det(tr(S) 1 - S) on the plane of those aligned to y_k, S = x0^T y_k,
+Pairs aligned by `couplings.SoftMolecularAlignment` leave no choice of orientation: y_k turned onto x_t, triples of hydrogens as a whole, is
+the only one that may have been. An aligned x0 has the density p0(x0) det(tr(S) 1 - S) on the plane of those aligned to y_k, S = x0^T y_k,
 and that plane turns with y_k past x_t at the rate det(tr(S_t) 1 - S_t), S_t = x_t^T y_k:
     w_k ~ exp(-|x0_k|^2 / (2 s0^2)) det(tr(S) 1 - S) / det(tr(S_t) 1 - S_t) P(turns),    x0_k = (x_t - t y_k) / (1-t)
 and zero if another rotation of x0_k were nearer to y_k, where tr(S) 1 - S is not positive. As a triple of hydrogens may as well be named
