@@ -41,7 +41,7 @@ def aligned(system, coupling, *, n=2000, t=LATE):
 
 
 def targets(system, stiffness, coupling):
-    return ForceTargets(std=system.prior.std, hessian=stiffness, coupling=coupling, after=0.9)
+    return ForceTargets(prior=system.prior, hessian=stiffness, coupling=coupling, after=0.9)
 
 
 def noisy(pairs):

@@ -36,7 +36,7 @@ def shapes(n):
 
 def pairs(n, triples, *, t, draws, value=0):
     """Aligned pairs at one time whose x1 is a member of the pool, turned at random: posterior, x_t, velocities and members."""
-    posterior = PooledPosterior(std=STD, coupling=SoftMolecularAlignment(triples=triples, width=0.5))
+    posterior = PooledPosterior(prior=Gaussian(space=MeanFree(n=n, d=3), std=STD), coupling=SoftMolecularAlignment(triples=triples, width=0.5))
     g = seed(value)
     member = torch.randint(MEMBERS, (draws,), generator=g)
     x1 = shapes(n)[member] @ random_turns(draws, 3, generator=g)
@@ -150,8 +150,8 @@ def data(system, x):
 
 @pytest.fixture(scope="module")
 def targets(system, data):
-    posterior = PooledPosterior(std=system.prior.std, coupling=data.coupling)
-    return PooledTargets.of(data.x1, None, prior=system.prior, posterior=posterior, size=32, until=0.9)
+    posterior = PooledPosterior(prior=system.prior, coupling=data.coupling)
+    return PooledTargets.of(data.x1, None, posterior=posterior, size=32, until=0.9)
 
 
 def test_early_pools_are_wide_and_late_velocities_left_alone(data, targets):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bgwork import store
 from bgwork.fields.radial import on_logarithmic_scale
+from bgwork.priors import prior_on
 from bgwork.protocols import Prior, Sampler
 from bgwork.provenance import commit, tensor_fingerprint, versions
 from bgwork.recipes.sections import FieldSection
@@ -128,6 +129,10 @@ class Recipe(Section):
     def network(self, system: System) -> nn.Module:
         """The network with fresh weights; build it within `initial_network`, which seeds them."""
         return self.field.build(system)
+
+    def starts_from(self, system: System, *, std: float | None = None) -> Prior:
+        """Where its flows start: the system's prior, or one as wide as `std` says."""
+        return system.prior if std is None else prior_on(system.space, std)
 
     def fresh_network(self, request: Request) -> nn.Module:
         """The network that a training starts from, seeded, with the scales of its data where the field keeps any.
