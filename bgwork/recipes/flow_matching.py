@@ -119,7 +119,7 @@ class FlowMatchingRecipe(Recipe):
         system, training = request.system, self.training
         network = self.fresh_network(request)
         if training.initial:
-            load_initial(network, system, training.initial)
+            load_initial(network, system, training.initial, prior=self.prior)
         drawn = pairs(request, training, self.coupling, request.data)
         data = replace(drawn, forces=training.forces(request, drawn.coupling), pools=training.pools(request, drawn))
         return TrainingJob(
