@@ -58,8 +58,8 @@ class BondedGaussian:
 
     log p(x) = -sum_bonds |x_i - x_j|^2 / 2 s^2 + d/2 sum_k log lambda_k - dim/2 log(2 pi s^2)
     with lambda_k the n - 1 positive eigenvalues of the bonds' Laplacian: x has the precision Laplacian / s^2 along each axis. Rotations,
-    reflections, and permutations that leave the bonds as they are leave it as it is. Flows start near the size of the molecule in every
-    direction: atoms near those they are bonded to, chains stretched out.
+    reflections, and permutations that leave the bonds alone do not change it. Flows start near the size of the molecule in every direction:
+    atoms near those they are bonded to, chains stretched out.
         source: Jing et al. 2023 (EigenFold, arXiv:2304.02198), harmonic diffusion
 
     Args:
