@@ -54,12 +54,12 @@ class Gaussian:
 
 @dataclass(frozen=True, kw_only=True)
 class BondedGaussian:
-    """The ideal chain of a molecule's bonds: particles joined by springs, without angles or excluded volume, normalised on the mean-free space.
+    """The ideal chain of a molecule's bonds: particles joined by springs, with neither angles nor excluded volume.
 
     log p(x) = -sum_bonds |x_i - x_j|^2 / 2 s^2 + d/2 sum_k log lambda_k - dim/2 log(2 pi s^2)
     with lambda_k the n - 1 positive eigenvalues of the bonds' Laplacian: x has the precision Laplacian / s^2 along each axis. Rotations,
-    reflections, and permutations that leave the bonds alone do not change it. Flows start near the size of the molecule in every direction:
-    atoms near those they are bonded to, chains stretched out.
+    reflections, and permutations that leave the bonds alone do not change it. Flows start near the size of the molecule in every
+    direction: atoms near those they are bonded to, chains stretched out.
         source: Jing et al. 2023 (EigenFold, arXiv:2304.02198), harmonic diffusion
 
     Args:
