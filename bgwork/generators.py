@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bgwork import store
+from bgwork.priors import prior_on
 from bgwork.protocols import Sampler
 from bgwork.provenance import cache_folder, file_fingerprint
 from bgwork.recipes import Recipe, Trained, initial_network, parse_recipe
@@ -79,7 +80,7 @@ def load_trained(path: Path, *, system: System | None = None) -> tuple[Recipe, T
         raise GeneratorError(f"{path} was trained for {meta['system']}, not for {system.name}; give a generator of {system.name}")
     recipe = parse_recipe(meta["recipe"], source=f"the recipe in {path}")
     return recipe, Trained(
-        network=_network(path, recipe, tensors, system), system=system, prior=recipe.starts_from(system, std=meta["prior_std"]),
+        network=_network(path, recipe, tensors, system), system=system, prior=prior_on(system.space, meta["prior_std"]),
         origin=_origin(path, meta), round_trip=round_trip_set(system), tuning=tuning_set(system),
         widths=FittedWidths(folder=cache_folder() / "widths", generator=file_fingerprint(path)))
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bgwork.curved import Hyperboloid, Sphere
 from bgwork.protocols import Prior
-from bgwork.spaces import MeanFree, Space, Torus
-
-JOINED = 1e-9  # a Laplacian's second eigenvalue, above which its graph is connected
+from bgwork.spaces import Space, Torus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,75 +41,6 @@ class Gaussian:
         x = x.double()
         square = (x * x).sum((1, 2))
         return -0.5 * square / self.std**2 - 0.5 * self.space.dim * math.log(2 * math.pi * self.std**2)
-
-
-    @property
-    def precision(self) -> Tensor:
-        """Inverse covariance [n, n] between particles, the same along each axis."""
-        return torch.eye(self.space.n, dtype=torch.float64) / self.std**2
-
-
-@dataclass(frozen=True, kw_only=True)
-class BondedGaussian:
-    """The ideal chain of a molecule's bonds: particles joined by springs, with neither angles nor excluded volume.
-
-    log p(x) = -sum_bonds |x_i - x_j|^2 / 2 s^2 + d/2 sum_k log lambda_k - dim/2 log(2 pi s^2)
-    with lambda_k the n - 1 positive eigenvalues of the bonds' Laplacian: x has the precision Laplacian / s^2 along each axis. Rotations,
-    reflections, and permutations that leave the bonds alone do not change it. Flows start near the size of the molecule in every
-    direction: atoms near those they are bonded to, chains stretched out.
-        source: Jing et al. 2023 (EigenFold, arXiv:2304.02198), harmonic diffusion
-
-    Args:
-        space: MeanFree.
-        std: of a bond vector along each axis were it the only one, s, in the system's length unit.
-        bonds: pairs of particles; they must join all of them.
-
-    Example:
-        >>> import torch
-        >>> from bgwork.spaces import MeanFree
-        >>> chain = BondedGaussian(space=MeanFree(n=3, d=3), std=0.1, bonds=((0, 1), (1, 2)))
-        >>> chain.sample(2, generator=torch.Generator().manual_seed(0)).shape
-        torch.Size([2, 3, 3])
-    """
-
-    space: MeanFree
-    std: float
-    bonds: tuple[tuple[int, int], ...]
-
-    def __post_init__(self) -> None:
-        if not (self.std > 0 and math.isfinite(self.std)):
-            raise ValueError(f"the std of bonds must be positive and finite, got {self.std}")
-        if not isinstance(self.space, MeanFree):
-            raise ValueError(f"bonds leave the centre of mass free, so that {self.space} has no bonded Gaussian; take a mean-free space")
-        if self._modes[0][0] < JOINED:
-            raise ValueError(f"the {len(self.bonds)} bonds do not join all {self.space.n} particles; give a Gaussian prior")
-
-    @cached_property
-    def _modes(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues [n-1] and eigenvectors [n, n-1] of the Laplacian."""
-        values, vectors = torch.linalg.eigh(self.precision * self.std**2)
-        return values[1:], vectors[:, 1:]
-
-    @property
-    def precision(self) -> Tensor:
-        """Inverse covariance [n, n] between particles, the same along each axis; zero for the centre of mass."""
-        i, j = torch.tensor(self.bonds).T
-        laplacian = torch.zeros(self.space.n, self.space.n, dtype=torch.float64)
-        laplacian[i, j] = laplacian[j, i] = -1.0
-        return (laplacian - torch.diag(laplacian.sum(1))) / self.std**2
-
-    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        """Draw n configurations, [n, space.n, space.d] float64."""
-        values, vectors = self._modes
-        z = torch.randn(n, len(values), self.space.d, generator=generator, dtype=torch.float64)
-        return self.space.project(vectors @ (z * (self.std * values.rsqrt())[:, None]))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density [B] float64 with respect to the volume of the space."""
-        x = x.double()
-        square = (x * (self.precision @ x)).sum((1, 2))
-        volume = 0.5 * self.space.d * self._modes[0].log().sum() - 0.5 * self.space.dim * math.log(2 * math.pi * self.std**2)
-        return -0.5 * square + volume
 
 
 @dataclass(frozen=True, kw_only=True)

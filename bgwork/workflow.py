@@ -100,7 +100,7 @@ def train(training: Training, *, resume: bool) -> None:
                                  on_log=follow(tick, recipe.training.steps)))
         if not resume and not job.checkpoint.exists():
             source = {"data": training.source} if recipe.needs_data else {}
-            runs.write_recipe(folder, recipe.tables(), {"seed": training.seed, **source, **runs.provenance()})
+            runs.write_recipe(folder, recipe.model_dump(), {"seed": training.seed, **source, **runs.provenance()})
         try:
             loop.train(resumable(job) if resume else job, resume=resume)
         except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from bgwork.objectives.flow_matching import FlowMatchingData
 from bgwork.objectives.nested_pools import NestedPools
 from bgwork.objectives.pooled_targets import PooledTargets
 from bgwork.objectives.posterior_mean import PooledPosterior
-from bgwork.priors import BondedGaussian, Gaussian
+from bgwork.priors import Gaussian
 from bgwork.recipes import RecipeError, Request, load_recipe
 from bgwork.spaces import MeanFree
 from bgwork.system import load_system, reference_samples
@@ -34,25 +34,16 @@ def shapes(n):
     return centred(torch.randn(MEMBERS, n, 3, generator=seed(4), dtype=torch.float64) * torch.tensor([1.0, 0.7, 0.2]))
 
 
-def prior_of(n, bonds):
-    space = MeanFree(n=n, d=3)
-    return BondedGaussian(space=space, std=STD, bonds=bonds) if bonds else Gaussian(space=space, std=STD)
-
-
-MOLECULES = pytest.mark.parametrize(("n", "triples", "bonds"), [
-    (4, (), ()), (5, ((2, 3, 4),), ()), (4, (), ((0, 1), (1, 2), (2, 3))), (5, ((2, 3, 4),), ((0, 1), (1, 2), (1, 3), (1, 4)))])
-
-
-def pairs(n, triples, bonds, *, t, draws, value=0):
+def pairs(n, triples, *, t, draws, value=0):
     """Aligned pairs at one time whose x1 is a member of the pool, turned at random: posterior, x_t, velocities and members."""
-    posterior = PooledPosterior(prior=prior_of(n, bonds), coupling=SoftMolecularAlignment(triples=triples, width=0.5))
+    posterior = PooledPosterior(std=STD, coupling=SoftMolecularAlignment(triples=triples, width=0.5))
     g = seed(value)
     member = torch.randint(MEMBERS, (draws,), generator=g)
     x1 = shapes(n)[member] @ random_turns(draws, 3, generator=g)
     for triple in map(list, triples):
         shift = torch.randint(3, (draws,), generator=g)
         x1[:, triple] = torch.stack([x1[:, triple].roll(k, 1) for k in range(3)])[shift, torch.arange(draws)]
-    x0 = posterior.prior.sample(draws, generator=g)
+    x0 = Gaussian(space=MeanFree(n=n, d=3), std=STD).sample(draws, generator=g)
     x0, x1 = posterior.coupling(x0, x1, generator=g)
     return posterior, (1 - t) * x0 + t * x1, x1 - x0, member
 
@@ -62,11 +53,11 @@ def zero_within(values, stderrs=4.0):
 
 
 @pytest.mark.parametrize("t", [0.15, 0.3])
-@MOLECULES
-def test_weights_are_the_chances_of_the_members(n, triples, bonds, t):
+@pytest.mark.parametrize(("n", "triples"), [(4, ()), (5, ((2, 3, 4),))])
+def test_weights_are_the_chances_of_the_members(n, triples, t):
     """1 - w_k where k is behind x_t, -w_k elsewhere, has mean zero along every function of x_t, such as w_j."""
     draws = 20_000
-    posterior, x, _, member = pairs(n, triples, bonds, t=t, draws=draws)
+    posterior, x, _, member = pairs(n, triples, t=t, draws=draws)
     weights = posterior(torch.full((draws,), t, dtype=torch.float64), x, shapes(n).expand(draws, -1, -1, -1)).weights
     behind = torch.nn.functional.one_hot(member, MEMBERS).double()
     assert 0.1 < weights.std(0).min() and weights.std(0).max() < 0.45  # they tell something, and not all
@@ -74,10 +65,10 @@ def test_weights_are_the_chances_of_the_members(n, triples, bonds, t):
         assert all(zero_within((behind - weights)[:, k] * weights[:, j]) for k in range(MEMBERS))
 
 
-@MOLECULES
-def test_what_is_taken_out_is_orthogonal_to_what_is_left(n, triples, bonds):
+@pytest.mark.parametrize(("n", "triples"), [(4, ()), (5, ((2, 3, 4),))])
+def test_what_is_taken_out_is_orthogonal_to_what_is_left(n, triples):
     draws, t = 20_000, 0.4
-    posterior, x, velocity, _ = pairs(n, triples, bonds, t=t, draws=draws)
+    posterior, x, velocity, _ = pairs(n, triples, t=t, draws=draws)
     mean = (posterior(torch.full((draws,), t, dtype=torch.float64), x, shapes(n).expand(draws, -1, -1, -1)).x1 - x) / (1 - t)
     removed = ((velocity - mean) * mean).sum((1, 2))
     assert zero_within(removed)
@@ -85,14 +76,14 @@ def test_what_is_taken_out_is_orthogonal_to_what_is_left(n, triples, bonds):
 
 
 def test_a_pool_of_one_without_triples_is_the_pair():
-    posterior, x, velocity, member = pairs(4, (), (), t=0.5, draws=50)
+    posterior, x, velocity, member = pairs(4, (), t=0.5, draws=50)
     found = posterior(torch.full((50,), 0.5, dtype=torch.float64), x, shapes(4)[member][:, None])
     torch.testing.assert_close((found.x1 - x) / 0.5, velocity)
     assert torch.equal(found.weights, torch.ones(50, 1, dtype=torch.float64))
 
 
 def test_orientations_and_names_of_hydrogens_do_not_matter():
-    posterior, x, _, _ = pairs(5, ((2, 3, 4),), (), t=0.5, draws=20)
+    posterior, x, _, _ = pairs(5, ((2, 3, 4),), t=0.5, draws=20)
     t, pool = torch.full((20,), 0.5, dtype=torch.float64), shapes(5).expand(20, -1, -1, -1)
     renamed = (pool.flatten(0, 1)[:, [0, 1, 3, 4, 2]] @ random_turns(20 * MEMBERS, 3, generator=seed(8))).view_as(pool)
     for found, expected in zip(posterior(t, x, renamed), posterior(t, x, pool), strict=True):
@@ -101,7 +92,7 @@ def test_orientations_and_names_of_hydrogens_do_not_matter():
 
 def test_members_that_another_rotation_would_have_been_nearer_to_are_impossible():
     """There, too, the determinant may be positive."""
-    posterior, x, _, member = pairs(4, (), (), t=0.3, draws=2000)
+    posterior, x, _, member = pairs(4, (), t=0.3, draws=2000)
     weights = posterior(torch.full((2000,), 0.3, dtype=torch.float64), x, shapes(4).expand(2000, -1, -1, -1)).weights
     assert (weights == 0).any() and (weights[torch.arange(2000), member] > 0).all() and torch.isfinite(weights).all()
 
@@ -159,8 +150,8 @@ def data(system, x):
 
 @pytest.fixture(scope="module")
 def targets(system, data):
-    posterior = PooledPosterior(prior=system.prior, coupling=data.coupling)
-    return PooledTargets.of(data.x1, None, posterior=posterior, size=32, until=0.9)
+    posterior = PooledPosterior(std=system.prior.std, coupling=data.coupling)
+    return PooledTargets.of(data.x1, None, prior=system.prior, posterior=posterior, size=32, until=0.9)
 
 
 def test_early_pools_are_wide_and_late_velocities_left_alone(data, targets):

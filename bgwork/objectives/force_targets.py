@@ -10,7 +10,7 @@ C scalar, this is target score matching (De Bortoli et al. 2024); the rest here 
 
 Pairs aligned by `couplings.SoftMolecularAlignment` have x_t^T x1 symmetric (taking triples of hydrogens as a whole), which is linear in x1:
 the posterior lives in a plane, with
-    log pi = -u(x1) + log p0(x0) + log det(tr(S) 1 - S) + log P(turns),    x0 = (x_t - t x1) / (1-t),    S = x0^T x1
+    log pi = -u(x1) - |x0|^2 / (2 s0^2) + log det(tr(S) 1 - S) + log P(turns),    x0 = (x_t - t x1) / (1-t),    S = x0^T x1
 where the determinant is that of the change of volume under rotations, and P(turns) the chance of the way in which triples were turned. The
 determinant vanishes where another rotation becomes as good, and its logarithm is too steep there for a variance: steps keep to x_t^T d = 0,
 along which S changes no more than x1 does, and leave the noise of six directions as it was. Were the best turns taken
@@ -29,7 +29,6 @@ from torch import Tensor
 from bgwork.couplings import SoftMolecularAlignment
 from bgwork.geometry import wrap
 from bgwork.internal_coordinates import Tree, spanning_tree
-from bgwork.priors import BondedGaussian, Gaussian
 from bgwork.topology import Topology
 
 STIFF = 0.9  # mean resultant length above which a torsion counts as stiff
@@ -83,13 +82,13 @@ class ForceTargets:
     """C s / (1-t) of aligned pairs.
 
     Args:
-        prior: of training: a Gaussian, the same along each axis.
+        std: of the prior in training.
         hessian: x [B, n, 3] -> [B, 3n, 3n], of the reduced energy, roughly.
         coupling: that aligned them.
         after: time from which on forces are used; before, the noisy configuration is no guide to the Hessian, and the step is zero.
     """
 
-    prior: Gaussian | BondedGaussian
+    std: float
     hessian: Callable[[Tensor], Tensor]
     coupling: SoftMolecularAlignment
     after: float
@@ -105,9 +104,8 @@ class ForceTargets:
     def _steps(self, pairs: Pairs) -> Tensor:
         t = pairs.t[:, None, None]
         x = (1 - t) * pairs.x0 + t * pairs.x1
-        of_prior = self.prior.precision
-        of_prior = of_prior + of_prior.trace() / len(of_prior) ** 2  # of the centre of mass too, which no step moves
-        precision = self.hessian(x) + (t / (1 - t)).square() * torch.kron(of_prior, torch.eye(3, dtype=torch.float64))
+        precision = self.hessian(x)
+        precision = precision + (t / (self.std * (1 - t))).square() * torch.eye(precision.shape[1], dtype=precision.dtype)
         return newton(precision, steadfast(self.coupling.whole(x)), self.score(pairs).flatten(1)).view_as(x) / (1 - t)
 
     def score(self, pairs: Pairs) -> Tensor:
@@ -119,7 +117,7 @@ class ForceTargets:
             x0 = (x - t * x1) / (1 - t)
             paired = log_volume(self.coupling.whole(x0), x1) + self.coupling.log_chance(x0, x1)
             pairing, = torch.autograd.grad(paired.sum(), x1)
-        return pairing - pairs.gradient + t * (self.prior.precision @ pairs.x0) / (1 - t)
+        return pairing - pairs.gradient + t * pairs.x0 / (self.std**2 * (1 - t))
 
 
 def log_volume(x0: Tensor, x1: Tensor) -> Tensor:

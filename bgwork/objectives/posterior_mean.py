@@ -11,10 +11,9 @@ Tong and Jaakkola 2023, stable target field); the rest here is what pairing chan
 Pairs aligned by `couplings.SoftMolecularAlignment` leave no choice of orientation: y_k turned onto x_t, triples of hydrogens as a whole, is
 the only one that may have been. An aligned x0 has the density p0(x0) det(tr(S) 1 - S) on the plane of those aligned to y_k, S = x0^T y_k,
 and that plane turns with y_k past x_t at the rate det(tr(S_t) 1 - S_t), S_t = x_t^T y_k:
-    w_k ~ p0(x0_k) det(tr(S) 1 - S) / det(tr(S_t) 1 - S_t) P(turns),    x0_k = (x_t - t y_k) / (1-t)
+    w_k ~ exp(-|x0_k|^2 / (2 s0^2)) det(tr(S) 1 - S) / det(tr(S_t) 1 - S_t) P(turns),    x0_k = (x_t - t y_k) / (1-t)
 and zero if another rotation of x0_k were nearer to y_k, where tr(S) 1 - S is not positive. As a triple of hydrogens may as well be named
-in another order, every y_k stands for all turns of its triples, over which sums factorise: where turns leave p0 as it is, what atoms of a
-triple are away from its centre is independent of all else.
+in another order, every y_k stands for all turns of its triples, over which sums factorise.
 
 A pool drawn from all data takes out the noise of early times, when x_t may belong to nearly any of them. Later a few remain possible, and
 pools of similar configurations hold more of these (`nested_pools`).
@@ -30,7 +29,6 @@ from torch import Tensor
 
 from bgwork.couplings import SoftMolecularAlignment, turn_between, turned
 from bgwork.objectives.force_targets import log_volume, volume_form
-from bgwork.priors import BondedGaussian, Gaussian
 
 
 class PosteriorMean(NamedTuple):
@@ -45,11 +43,11 @@ class PooledPosterior:
     """The posterior of x1 within a pool, for aligned pairs on the linear interpolant.
 
     Args:
-        prior: of training: a Gaussian, the same along each axis and for all turns of the triples.
+        std: of the prior in training.
         coupling: that aligned the pairs.
     """
 
-    prior: Gaussian | BondedGaussian
+    std: float
     coupling: SoftMolecularAlignment
 
     def __call__(self, t: Tensor, x: Tensor, pool: Tensor) -> PosteriorMean:
@@ -62,14 +60,14 @@ class PooledPosterior:
         x0 = (x - t * y) / (1 - t)
         in_triples, mean = self._over_turns(t, x, y)
         turning = log_volume_of_nearest(self.coupling.whole(x0), y) - log_volume(whole, y)
-        log_w = turning + self._log_prior_of_whole(x0) + in_triples
+        log_w = turning - self._square_outside(x0) / (2 * self.std**2) + in_triples
         weights = torch.softmax(log_w.view(B, M), 1)
         return PosteriorMean((weights[:, :, None, None] * mean.view(B, M, *shape)).sum(1), weights)
 
-    def _log_prior_of_whole(self, x0: Tensor) -> Tensor:
-        """What the atoms outside triples and the centres of triples add to log p0, [B M]."""
-        whole = self.coupling.whole(x0)
-        return -0.5 * (whole * (self.prior.precision @ whole)).sum((1, 2))
+    def _square_outside(self, x0: Tensor) -> Tensor:
+        """|x0|^2 of the atoms that are in no triple, [B M]."""
+        square = x0.square().sum(2)
+        return square.sum(1) - sum((square[:, list(triple)].sum(1) for triple in self.coupling.triples), square.new_zeros(len(x0)))
 
     def _over_turns(self, t: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What the triples' atoms add to log w, summed over their turns, [B M], and y with them at their mean over turns."""
@@ -78,8 +76,7 @@ class PooledPosterior:
             orders = turned(y[:, triple])
             x0 = (x[:, None, triple] - t[:, None] * orders) / (1 - t[:, None])
             chance = self.coupling.log_chances(x0.flatten(0, 1), orders.flatten(0, 1))[:, 0].view(-1, 3)
-            stiffness = self.prior.precision[triple[0], triple[0]] - self.prior.precision[triple[0], triple[1]]
-            log_w = chance - 0.5 * stiffness * (x0 - x0.mean(2, keepdim=True)).square().sum((2, 3))
+            log_w = chance - x0.square().sum((2, 3)) / (2 * self.std**2)
             mean[:, triple] = (torch.softmax(log_w, 1)[:, :, None, None] * orders).sum(1)
             added = added + torch.logsumexp(log_w, 1)
         return added, mean

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from bgwork import store
 from bgwork.fields.radial import on_logarithmic_scale
-from bgwork.priors import prior_on
 from bgwork.protocols import Prior, Sampler
 from bgwork.provenance import commit, tensor_fingerprint, versions
 from bgwork.recipes.sections import FieldSection
@@ -126,17 +125,9 @@ class Recipe(Section):
     description: str = ""
     field: FieldSection
 
-    def tables(self) -> dict[str, Any]:
-        """All that the recipe says, every default spelled out."""
-        return self.model_dump(exclude_none=True)
-
     def network(self, system: System) -> nn.Module:
         """The network with fresh weights; build it within `initial_network`, which seeds them."""
         return self.field.build(system)
-
-    def starts_from(self, system: System, *, std: float | None = None) -> Prior:
-        """Where its flows start: the system's prior, or one as wide as `std` says."""
-        return system.prior if std is None else prior_on(system.space, std)
 
     def fresh_network(self, request: Request) -> nn.Module:
         """The network that a training starts from, seeded, with the scales of its data where the field keeps any.
@@ -182,8 +173,7 @@ def initial_network(recipe: Recipe, system: System, *, seed: int) -> nn.Module:
         return recipe.network(system)
 
 
-def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str = "", ignore: tuple[str, ...] = (),
-                 prior: Section | None = None) -> None:
+def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str = "", ignore: tuple[str, ...] = ()) -> None:
     """Start from the weights of one of the system's generators, or of another system's.
 
     Args:
@@ -192,30 +182,20 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
         name: of the generator; SYSTEM/NAME for another system's, or a .safetensors file.
         wrapper: prefix that the weights' names have in generators in which the network is a part.
         ignore: prefixes of the other parts.
-        prior: where the flow to train starts, if that is not the system's prior; the generator's must have started there, too.
     Raises:
-        RecipeError: if they do not fit the network, or are of another molecule, or of a flow that starts elsewhere.
+        RecipeError: if they do not fit the network, or are of another molecule.
         SystemFileError: if there is no such system.
         FileError: if it has no such generator.
     """
     other, path = initial_generator(system, name)
     if system.topology is not None and not system.topology.same_molecule(other.topology):
         raise RecipeError(f"{other.name} is not the molecule of {system.name}, atom by atom; its generators cannot be started from")
-    tensors, meta = store.load_checkpoint(path)
-    started, wanted = meta.get("recipe", {}).get("prior"), prior.model_dump() if prior else None
-    if started != wanted:
-        raise RecipeError(f"{path} starts from {_told(started)}, what is to be trained from {_told(wanted)}; give a flow-matching recipe "
-                          "the same [prior], and other recipes a generator without one")
-    weights = {key.removeprefix(wrapper): value for key, value in tensors.items() if not key.startswith(ignore)}
+    weights = {key.removeprefix(wrapper): value for key, value in store.load_checkpoint(path)[0].items() if not key.startswith(ignore)}
     weights = on_logarithmic_scale(network, weights)
     misfit = misfit_of(weights, network)
     if misfit:
         raise RecipeError(f"{path} does not fit the recipe's [field]: {misfit}; start from a generator with the same [field]")
     network.load_state_dict(weights, strict=False)
-
-
-def _told(prior: Mapping[str, Any] | None) -> str:
-    return "the system's prior" if prior is None else "[prior] " + ", ".join(f"{key} = {value}" for key, value in prior.items())
 
 
 def initial_generator(system: System, name: str) -> tuple[System, Path]:
@@ -263,7 +243,7 @@ def misfit_of(weights: Mapping[str, Tensor], network: nn.Module) -> str:
 def job_meta(recipe: Recipe, request: Request) -> Mapping[str, Any]:
     """Header of every file that a training writes."""
     return {
-        "system": request.system.name, "recipe_name": request.name, "recipe": recipe.tables(), "seed": request.seed,
+        "system": request.system.name, "recipe_name": request.name, "recipe": recipe.model_dump(), "seed": request.seed,
         "data": "" if request.data is None else tensor_fingerprint(request.data),
         "prior_std": getattr(request.system.prior, "std", None), "commit": commit(), "versions": versions()}
 

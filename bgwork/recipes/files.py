@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ from bgwork.recipes.polish import PolishRecipe
 from bgwork.recipes.polish_map import MapPolishRecipe
 from bgwork.recipes.sections import FIELDS
 from bgwork.recipes.torsional import TorsionalAdjointRecipe, WeightedTorsionalAdjointRecipe
-from bgwork.system import Section, System
+from bgwork.system import System
 from bgwork.training import TrainingJob
 
 OBJECTIVES: dict[str, type[Recipe]] = {
@@ -97,7 +97,7 @@ def resampled_as(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if overrides and recipe.grid_is_trained:
         raise RecipeError(f"the steps of a generator by {recipe.objective} were trained with it, so that --set cannot change them; leave "
                           "it out, or take the generator that it was made from")
-    values = recipe.tables()
+    values = recipe.model_dump()
     for override in overrides:
         if not override.strip().startswith("sampler."):
             raise RecipeError(f"{override!r} is no key of [sampler], and the generator is trained; write sampler.key=value, with one of "
@@ -139,18 +139,12 @@ def _explain(error: dict[str, Any], kind: type[Recipe]) -> str:
     where = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         table = where[:-1]
-        section = kind if not table else FIELDS.get(table[-1]) or _table_of(kind, table[0])
+        section = kind if not table else FIELDS.get(table[-1], kind.model_fields[table[0]].annotation)
         return f"{'.'.join(where)}: unknown key; allowed here: {', '.join(section.model_fields)}"
     got = "" if error["type"] == "missing" or isinstance(error["input"], dict) else f", got {error['input']!r}"
     return f"{'.'.join(where) or 'the file'}: {error['msg']}{got}"
 
 
-def _table_of(kind: type[Recipe], name: str) -> type[Section]:
-    """The section of a table, which may be optional."""
-    annotation = kind.model_fields[name].annotation
-    return next((part for part in get_args(annotation) if part is not type(None)), annotation)
-
-
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, every default spelled out."""
-    store.write_text(path, tomli_w.dumps(recipe.tables()))
+    store.write_text(path, tomli_w.dumps(recipe.model_dump()))

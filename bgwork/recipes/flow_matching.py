@@ -18,7 +18,7 @@ from bgwork.objectives.posterior_mean import PooledPosterior
 from bgwork.protocols import Coupling, Prior, Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.oversampling import OversamplingSection
-from bgwork.recipes.sections import BondedPriorSection, CouplingSection, FlowMatchingTrainingSection, GridSection
+from bgwork.recipes.sections import CouplingSection, FlowMatchingTrainingSection, GridSection
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import TABLEAUS
 from bgwork.samplers.ode import AdaptiveFlow, ContinuousFlow
@@ -64,7 +64,7 @@ class ForcesTrainingSection(DataTrainingSection):
             if not balance.passed:
                 raise RecipeError(f"the {len(x)} training configurations are no equilibrium set of the energy ({balance}), so that forces "
                                   "would change what is learned; leave out training.forces_after, or give other data")
-        targets = ForceTargets(prior=system.prior, hessian=Stiffness.of(system.topology, x), coupling=coupling,
+        targets = ForceTargets(std=system.prior.std, hessian=Stiffness.of(system.topology, x), coupling=coupling,
                                after=self.forces_after)
         return Forces(gradient=gradient, targets=targets)
 
@@ -79,8 +79,8 @@ class ForcesTrainingSection(DataTrainingSection):
         _check_softly_aligned("pool", request.system, drawn.coupling)
         if len(drawn.x1) < self.pool:
             raise RecipeError(f"training.pool is {self.pool}, but there are {len(drawn.x1)} configurations; lower it, or give more data")
-        posterior = PooledPosterior(prior=request.system.prior, coupling=drawn.coupling)
-        return PooledTargets.of(drawn.x1, drawn.chances, posterior=posterior, size=self.pool, until=self.forces_after)
+        posterior = PooledPosterior(std=request.system.prior.std, coupling=drawn.coupling)
+        return PooledTargets.of(drawn.x1, drawn.chances, prior=drawn.prior, posterior=posterior, size=self.pool, until=self.forces_after)
 
 
 def _check_softly_aligned(key: str, system: System, coupling: Coupling) -> None:
@@ -106,20 +106,15 @@ class FlowMatchingRecipe(Recipe):
     integrators = (*TABLEAUS, "dopri5")
 
     objective: Literal["flow-matching"]
-    prior: BondedPriorSection | None = None
     coupling: CouplingSection
     training: ForcesTrainingSection
     sampler: FlowSection = FlowSection()
 
-    def starts_from(self, system: System, *, std: float | None = None) -> Prior:
-        return self.prior.build(system, std=std) if self.prior else super().starts_from(system, std=std)
-
     def job(self, request: Request) -> TrainingJob:
-        request = replace(request, system=replace(request.system, prior=self.starts_from(request.system)))
         system, training = request.system, self.training
         network = self.fresh_network(request)
         if training.initial:
-            load_initial(network, system, training.initial, prior=self.prior)
+            load_initial(network, system, training.initial)
         drawn = pairs(request, training, self.coupling, request.data)
         data = replace(drawn, forces=training.forces(request, drawn.coupling), pools=training.pools(request, drawn))
         return TrainingJob(

@@ -16,7 +16,6 @@ from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.fields.species import every_atom_its_own_kind
 from bgwork.objectives.polish import PolishSettings
 from bgwork.paths import Times
-from bgwork.priors import BondedGaussian
 from bgwork.protocols import Coupling
 from bgwork.samplers.integrators import Grid
 from bgwork.spaces import MeanFree
@@ -92,19 +91,6 @@ class MolecularSection(HopSizes):
 
     def fit(self, network: nn.Module, data: Tensor) -> None:
         network.scale.measure(data)
-
-
-class BondedPriorSection(Section):
-    """[prior] kind = "bonded", for molecules: `BondedGaussian` over their bonds; std in the length unit."""
-
-    kind: Literal["bonded"]
-    std: Positive
-
-    def build(self, system: System, *, std: float | None = None) -> BondedGaussian:
-        """The prior, with its own std unless another is given; ValueError if the system is no molecule."""
-        if system.topology is None:
-            raise ValueError(f"{system.name} has no topology, and so no bonds; leave out [prior]")
-        return BondedGaussian(space=system.space, std=std or self.std, bonds=system.topology.bonds)
 
 
 class AmbientSection(Section):

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bgwork.priors import BondedGaussian, Gaussian
+from bgwork.priors import Gaussian
 from bgwork.protocols import Prior, Target
 from bgwork.samplers.mcmc import ChainState, StepSize, hmc_step
 from bgwork.spaces import Euclidean, MeanFree, Space
@@ -203,7 +203,7 @@ class CrankNicolson:
         Raises:
             ValueError: if the path does not start from a Gaussian prior.
         """
-        if not isinstance(path.prior, Gaussian | BondedGaussian):
+        if not isinstance(path.prior, Gaussian):
             raise ValueError(f"Crank-Nicolson moves need a Gaussian prior, got {path.prior!r}; take Hamiltonian moves")
         total, n = torch.zeros_like(walkers.u), len(walkers.x)
         for _ in range(self.transitions):
