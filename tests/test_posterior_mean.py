@@ -10,7 +10,7 @@ import torch
 from bgwork.couplings import SoftMolecularAlignment, random_turns
 from bgwork.objectives.flow_matching import FlowMatchingData
 from bgwork.objectives.nested_pools import NestedPools
-from bgwork.objectives.pooled_targets import PooledTargets
+from bgwork.objectives.pooled_targets import PooledTargets, best_ascent
 from bgwork.objectives.posterior_mean import PooledPosterior
 from bgwork.priors import Gaussian
 from bgwork.recipes import RecipeError, Request, load_recipe
@@ -155,12 +155,21 @@ def targets(system, data):
 
 
 def test_early_pools_are_wide_and_late_velocities_left_alone(data, targets):
-    assert targets.depth[:5].tolist() == [0] * 5 and targets.depth.diff().abs().max() > 0
+    used = targets.depth[targets.depth >= 0]
+    assert targets.depth[:5].tolist() == [0] * 5 and used[-1] > 0 and (used.diff() >= 0).all() and (targets.depth[len(used):] == -1).all()
     plain, averaged = data(7), replace(data, pools=targets)(7)
     assert torch.equal(plain.x, averaged.x) and torch.equal(plain.t, averaged.t)
     changed = (plain.velocity != averaged.velocity).flatten(1).any(1)
     assert changed[plain.t < 0.4].all() and not changed[plain.t >= 0.9].any()
     assert torch.equal(averaged.velocity, replace(data, pools=targets)(7).velocity)
+
+
+def test_the_best_ascent_is_the_best_of_all():
+    score = torch.randn(4, 3, generator=seed(2), dtype=torch.float64)
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    every = every[(every.diff(dim=1) >= 0).all(1)]
+    found = best_ascent(score)
+    assert torch.equal(found, every[score[torch.arange(4), every].sum(1).argmax()]) and not torch.equal(found, score.argmax(1))
 
 
 def test_velocities_keep_their_mean_and_lose_most_of_their_noise(data, targets):
