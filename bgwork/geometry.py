@@ -61,14 +61,36 @@ def coordinate_jacobian(coordinate: Callable[[Tensor, Tensor], Tensor], x: Tenso
     Returns:
         [B, T, 3n].
     """
-    rows = torch.arange(len(atoms))
-    copies = x.detach()[:, atoms].flatten(1, 2).requires_grad_(True)  # so that no two coordinates share an atom
+    copies = _copies(x, atoms)
     with torch.enable_grad():
-        values = coordinate(copies, torch.arange(atoms.numel()).view_as(atoms))
-        slopes, = torch.autograd.grad(values.sum(), copies)
+        slopes, = torch.autograd.grad(_of_copies(coordinate, copies, atoms).sum(), copies)
     jacobian = x.new_zeros(len(x), len(atoms), *x.shape[1:])
-    jacobian[:, rows[:, None], atoms] = slopes.view(len(x), *atoms.shape, 3)
+    jacobian[:, torch.arange(len(atoms))[:, None], atoms] = slopes.view(len(x), *atoms.shape, 3)
     return jacobian.flatten(2)
+
+
+def coordinate_hessian(coordinate: Callable[[Tensor, Tensor], Tensor], x: Tensor, atoms: Tensor) -> Tensor:
+    """Second derivatives of coordinates by their own atoms, which are given as in `coordinate_jacobian`, [B, T, 3k, 3k]."""
+    copies, shape = _copies(x, atoms), (len(x), len(atoms), -1)
+    with torch.enable_grad():
+        slopes, = torch.autograd.grad(_of_copies(coordinate, copies, atoms).sum(), copies, create_graph=True)
+        columns = slopes.view(shape).sum((0, 1))
+        rows = [torch.autograd.grad(column, copies, retain_graph=True)[0].view(shape) for column in columns]
+    return torch.stack(rows, 2)
+
+
+def coordinates_of(atoms: Tensor) -> Tensor:
+    """Which of 3n coordinates are those of atoms [T, k], [T, 3k]."""
+    return (3 * atoms[:, :, None] + torch.arange(3)).flatten(1)
+
+
+def _copies(x: Tensor, atoms: Tensor) -> Tensor:
+    """Atoms [B, T k, 3] of which no two coordinates share any, to be differentiated by."""
+    return x.detach()[:, atoms].flatten(1, 2).requires_grad_(True)
+
+
+def _of_copies(coordinate: Callable[[Tensor, Tensor], Tensor], copies: Tensor, atoms: Tensor) -> Tensor:
+    return coordinate(copies, torch.arange(atoms.numel()).view_as(atoms))
 
 
 def wrap(angle: Tensor) -> Tensor:

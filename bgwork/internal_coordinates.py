@@ -10,7 +10,7 @@ torsions relative to that one, so that a methyl group has one coordinate that tu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,10 +77,14 @@ class Tree:
         """Internal coordinates of configurations [B, n, 3]."""
         return Internal(distances(x, self.bonds), angles(x, self.bends), torsions(x, torch.tensor(self.placed)))
 
+    @property
+    def parts(self) -> tuple[tuple[Callable[[Tensor, Tensor], Tensor], Tensor], ...]:
+        """Lengths, angles and torsions, each with the atoms that it takes."""
+        return (distances, self.bonds), (angles, self.bends), (torsions, torch.tensor(self.placed))
+
     def jacobian(self, x: Tensor) -> Tensor:
         """Derivatives of lengths, angles and torsions, in this order, [B, 3n-6, 3n]."""
-        parts = ((distances, self.bonds), (angles, self.bends), (torsions, torch.tensor(self.placed)))
-        return torch.cat([coordinate_jacobian(coordinate, x, atoms) for coordinate, atoms in parts], 1)
+        return torch.cat([coordinate_jacobian(coordinate, x, atoms) for coordinate, atoms in self.parts], 1)
 
     def cartesian(self, internal: Internal, like: Tensor) -> Tensor:
         """Configurations [B, n, 3] with these coordinates, in the place and orientation of others.

@@ -4,9 +4,13 @@ x_t = (1-t) x0 + t x1 leaves x1, and with it the velocity (x1 - x_t) / (1-t), as
 zero along every field of x_t that stays inside its support (Stein's identity), so that
 
     v' = x1 - x0 + C(x_t) s(x1, x_t) / (1-t),    s = grad_x1 log pi(x1 | x_t)
-has the conditional mean of x1 - x0, whatever the matrix C. With C the inverse Hessian of -log pi it is a Newton step from x1 towards the
-posterior's mean, and hardly any noise is left where the posterior is close to a Gaussian: near the data. Without pairing, and with
-C scalar, this is target score matching (De Bortoli et al. 2024); the rest here is what pairing changes.
+has the conditional mean of x1 - x0, whatever the matrix C; and with a C that depends on x1 so has
+
+    v' = x1 - x0 + (C s + div C) / (1-t),    (div C)_i = sum_j dC_ij/dx1_j
+With C the inverse Hessian of -log pi it is a Newton step from x1 towards the posterior's mean, and hardly any noise is left where the
+posterior is close to a Gaussian: near the data. The Hessian is that at x1, where bonds point as they do; at x_t they point elsewhere, and
+forces along them would move soft directions. Without pairing, and with C scalar, this is target score matching (De Bortoli et al. 2024);
+the rest here is what pairing changes.
 
 Pairs aligned by `couplings.SoftMolecularAlignment` have x_t^T x1 symmetric (taking triples of hydrogens as a whole), which is linear in x1:
 the posterior lives in a plane, with
@@ -19,54 +23,18 @@ along which S changes no more than x1 does, and leave the noise of six direction
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bgwork.couplings import SoftMolecularAlignment
-from bgwork.geometry import wrap
-from bgwork.internal_coordinates import Tree, spanning_tree
-from bgwork.topology import Topology
+from bgwork.couplings import SoftMolecularAlignment, random_turns
+from bgwork.objectives.stiffness import Stiffness
+from bgwork.priors import Gaussian
 
-STIFF = 0.9  # mean resultant length above which a torsion counts as stiff
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Stiffness:
-    """Hessian of a molecule's energy as its data have it: the precision of lengths, angles and stiff torsions, soft ones left out.
-
-        H(x) = J(x)^T Sigma^-1 J(x),    J the derivative of the coordinates, Sigma their covariance
-    Args:
-        tree: of the coordinates.
-        stiff: [3n-6] which of them.
-        root: [K, K] with root^T root = Sigma^-1.
-    """
-
-    tree: Tree
-    stiff: Tensor
-    root: Tensor
-
-    @classmethod
-    def of(cls, topology: Topology, x: Tensor) -> Stiffness:
-        """That of configurations [N, n, 3], of which there must be more than coordinates."""
-        tree = spanning_tree(topology)
-        lengths, bends, turns = tree.internal(x.double())
-        mean = torch.polar(torch.ones_like(turns), turns).mean(0)
-        values = torch.cat([lengths, bends, wrap(turns - mean.angle())], 1)
-        stiff = torch.cat([torch.ones(lengths.shape[1] + bends.shape[1], dtype=torch.bool), mean.abs() > STIFF])
-        if len(x) <= int(stiff.sum()):
-            raise ValueError(f"{len(x)} configurations are too few for the covariance of {int(stiff.sum())} coordinates; give more data")
-        precision = torch.linalg.inv(torch.cov(values[:, stiff].T))
-        return cls(tree=tree, stiff=stiff, root=torch.linalg.cholesky(precision, upper=True))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """H [B, 3n, 3n]."""
-        rows = self.root @ self.tree.jacobian(x)[:, self.stiff]
-        return rows.mT @ rows
-
+PAIRS = 200  # that the damping is found from
+WIDTHS = (0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0)  # of soft directions, in units of the prior's std, that are tried
 
 class Pairs(NamedTuple):
     """Aligned pairs at times t [B], and the gradient of the reduced energy at x1; all [B, n, 3] float64."""
@@ -79,19 +47,37 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForceTargets:
-    """C s / (1-t) of aligned pairs.
+    """(C s + div C) / (1-t) of aligned pairs, C^-1 = H(x1) + (t / (s0 (1-t)))^2 + damping.
 
     Args:
-        std: of the prior in training.
-        hessian: x [B, n, 3] -> [B, 3n, 3n], of the reduced energy, roughly.
-        coupling: that aligned them.
-        after: time from which on forces are used; before, the noisy configuration is no guide to the Hessian, and the step is zero.
+        std: of the prior in training, s0.
+        stiffness: Hessian H of the reduced energy, roughly.
+        coupling: that aligned the pairs.
+        after: time from which on forces are used; before, the posterior is no Gaussian, and the step is zero.
+        damping: precision of directions that H leaves soft, in inverse squares of the length unit; any is right, few take out much noise.
     """
 
     std: float
-    hessian: Callable[[Tensor], Tensor]
+    stiffness: Stiffness
     coupling: SoftMolecularAlignment
     after: float
+    damping: float
+
+    @classmethod
+    def of(cls, data: Tensor, gradient: Tensor, *, prior: Gaussian, stiffness: Stiffness, coupling: SoftMolecularAlignment,
+           after: float) -> ForceTargets:
+        """With the damping that leaves the least noise in the velocities of some pairs with data [N, n, 3] soon after the first time.
+
+        Their squares are compared: targets with the same conditional mean differ in them by their noise.
+        """
+        generator = torch.Generator().manual_seed(0)
+        t = after + (1 - after) * torch.linspace(0.02, 0.6, PAIRS, dtype=torch.float64)
+        rows, turn = torch.randint(len(data), (PAIRS,), generator=generator), random_turns(PAIRS, 3, generator=generator)
+        x0, x1 = coupling(prior.sample(PAIRS, generator=generator), data[rows].double() @ turn, generator=generator)
+        pairs = Pairs(t=t, x0=x0, x1=x1, gradient=gradient[rows] @ turn)
+        tried = [cls(std=prior.std, stiffness=stiffness, coupling=coupling, after=after, damping=(width * prior.std) ** -2)
+                 for width in WIDTHS]
+        return min(tried, key=lambda targets: (x1 - x0 + targets(pairs)).square().sum().item())
 
     def __call__(self, pairs: Pairs) -> Tensor:
         """What to add to x1 - x0, [B, n, 3]."""
@@ -102,11 +88,12 @@ class ForceTargets:
         return added
 
     def _steps(self, pairs: Pairs) -> Tensor:
-        t = pairs.t[:, None, None]
-        x = (1 - t) * pairs.x0 + t * pairs.x1
-        precision = self.hessian(x)
-        precision = precision + (t / (self.std * (1 - t))).square() * torch.eye(precision.shape[1], dtype=precision.dtype)
-        return newton(precision, steadfast(self.coupling.whole(x)), self.score(pairs).flatten(1)).view_as(x) / (1 - t)
+        t, x1 = pairs.t[:, None, None], pairs.x1
+        known = (t / (self.std * (1 - t))).square() + self.damping
+        precision = self.stiffness(x1) + known * torch.eye(x1[0].numel(), dtype=x1.dtype)
+        inverse = inverse_within(precision, steadfast(self.coupling.whole((1 - t) * pairs.x0 + t * x1)))
+        newton = (inverse @ self.score(pairs).flatten(1)[:, :, None]).squeeze(2)
+        return (newton + self.stiffness.divergence(x1, inverse)).view_as(x1) / (1 - t)
 
     def score(self, pairs: Pairs) -> Tensor:
         """Gradient of log pi(x1 | x_t) by x1, [B, n, 3]."""
@@ -142,14 +129,13 @@ def steadfast(x: Tensor) -> Tensor:
     return normals.flatten(2)
 
 
-def newton(precision: Tensor, normals: Tensor, slope: Tensor) -> Tensor:
-    """The maximum of slope . y - y^T precision y / 2 over the plane normals y = 0, [B, m].
+def inverse_within(precision: Tensor, normals: Tensor) -> Tensor:
+    """C [B, m, m] such that C g is the maximum of g . y - y^T precision y / 2 over the plane normals y = 0.
 
     Args:
         precision: [B, m, m], positive definite.
         normals: [B, c, m].
-        slope: [B, m].
     """
-    solved = torch.cholesky_solve(torch.cat([slope[:, :, None], normals.mT], 2), torch.linalg.cholesky(precision))
-    free, back = solved[:, :, :1], solved[:, :, 1:]
-    return (free - back @ torch.linalg.solve(normals @ back, normals @ free)).squeeze(2)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+    back = inverse @ normals.mT
+    return inverse - back @ torch.linalg.solve(normals @ back, back.mT)

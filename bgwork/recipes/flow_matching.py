@@ -12,9 +12,10 @@ from torch import Tensor
 from bgwork.bond_balance import bond_balance
 from bgwork.couplings import SoftMolecularAlignment, random_rotations, random_turns
 from bgwork.objectives.flow_matching import FlowMatchingData, Forces, flow_matching_loss
-from bgwork.objectives.force_targets import ForceTargets, Stiffness
+from bgwork.objectives.force_targets import ForceTargets
 from bgwork.objectives.pooled_targets import PooledTargets
 from bgwork.objectives.posterior_mean import PooledPosterior
+from bgwork.objectives.stiffness import Stiffness
 from bgwork.protocols import Coupling, Prior, Sampler
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, job_meta, load_initial
 from bgwork.recipes.oversampling import OversamplingSection
@@ -64,8 +65,8 @@ class ForcesTrainingSection(DataTrainingSection):
             if not balance.passed:
                 raise RecipeError(f"the {len(x)} training configurations are no equilibrium set of the energy ({balance}), so that forces "
                                   "would change what is learned; leave out training.forces_after, or give other data")
-        targets = ForceTargets(std=system.prior.std, hessian=Stiffness.of(system.topology, x), coupling=coupling,
-                               after=self.forces_after)
+        targets = ForceTargets.of(x, gradient, prior=system.prior, stiffness=Stiffness.of(system.topology, x), coupling=coupling,
+                                  after=self.forces_after)
         return Forces(gradient=gradient, targets=targets)
 
     def pools(self, request: Request, drawn: FlowMatchingData) -> PooledTargets | None:
