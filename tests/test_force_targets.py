@@ -9,8 +9,9 @@ import torch
 
 from bgwork.couplings import MolecularAlignment, random_turns
 from bgwork.generators import load_trained
-from bgwork.geometry import angles, coordinate_jacobian, distances, torsions, wrap
-from bgwork.objectives.force_targets import ForceTargets, Pairs, Stiffness, newton, steadfast
+from bgwork.geometry import angles, coordinate_hessian, coordinate_jacobian, coordinates_of, distances, torsions, wrap
+from bgwork.objectives.force_targets import ForceTargets, Pairs, inverse_within, steadfast
+from bgwork.objectives.stiffness import Stiffness
 from bgwork.recipes import RecipeError, Request, load_recipe
 from bgwork.system import load_system, reference_samples
 
@@ -41,7 +42,7 @@ def aligned(system, coupling, *, n=2000, t=LATE):
 
 
 def targets(system, stiffness, coupling):
-    return ForceTargets(std=system.prior.std, hessian=stiffness, coupling=coupling, after=0.9)
+    return ForceTargets(std=system.prior.std, stiffness=stiffness, coupling=coupling, after=0.8, damping=800.0)
 
 
 def noisy(pairs):
@@ -93,14 +94,41 @@ def test_stiffness_is_the_precision_of_the_data(system, stiffness):
         Stiffness.of(system.topology, reference_samples(system).x[:50])
 
 
-def test_newton_steps_are_the_constrained_maximum():
+def test_second_derivatives_of_coordinates():
+    x = torch.randn(2, 5, 3, generator=seed(), dtype=torch.float64)
+    for coordinate, atoms in ((distances, [[0, 1], [2, 1]]), (angles, [[0, 1, 2], [3, 1, 0]]), (torsions, [[0, 1, 2, 3], [4, 0, 1, 2]])):
+        atoms = torch.tensor(atoms)
+        found, own = coordinate_hessian(coordinate, x, atoms), coordinates_of(atoms)
+        for b in range(2):
+            whole = torch.func.hessian(lambda y, f=coordinate, a=atoms: f(y.view(1, 5, 3), a)[0])(x[b].flatten())
+            torch.testing.assert_close(found[b], torch.stack([whole[k][own[k]][:, own[k]] for k in range(2)]))
+
+
+@pytest.mark.parametrize("normals", [True, False])
+def test_the_divergence_of_the_inverse(system, stiffness, coupling, normals):
+    """Against central differences, column by column."""
+    x, plane = reference_samples(system).x[:2], steadfast(coupling.whole(reference_samples(system).x[7:9]))
+
+    def inverse(y):
+        return inverse_within(stiffness(y) + 500 * torch.eye(66, dtype=torch.float64), plane if normals else plane[:, :0])
+
+    expected, step = torch.zeros(2, 66, dtype=torch.float64), 1e-5
+    for j in range(66):
+        move = torch.zeros(66, dtype=torch.float64)
+        move[j] = step
+        expected += (inverse(x + move.view(22, 3)) - inverse(x - move.view(22, 3)))[:, :, j] / (2 * step)
+    torch.testing.assert_close(stiffness.divergence(x, inverse(x)), expected, rtol=1e-6, atol=1e-9)
+    assert expected.abs().max() > 1e-3
+
+
+def test_inverses_within_a_plane_give_the_constrained_maximum():
     generator = seed()
-    root, normals, slope = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 7, 7), (4, 2, 7), (4, 7)))
+    root, normals, slope = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 7, 7), (4, 2, 7), (4, 7, 1)))
     precision = root @ root.mT + torch.eye(7, dtype=torch.float64)
-    y = newton(precision, normals, slope)
-    assert (normals @ y[:, :, None]).abs().max() < 1e-10
-    left = slope - (precision @ y[:, :, None]).squeeze(2)  # must be a combination of the normals
-    outside = left - (normals.mT @ torch.linalg.lstsq(normals.mT, left[:, :, None]).solution).squeeze(2)
+    y = inverse_within(precision, normals) @ slope
+    assert (normals @ y).abs().max() < 1e-10
+    left = slope - precision @ y  # must be a combination of the normals
+    outside = left - normals.mT @ torch.linalg.lstsq(normals.mT, left).solution
     assert outside.abs().max() < 1e-10
 
 
@@ -115,16 +143,29 @@ def test_steps_keep_pairs_aligned_and_their_volume_as_it_is(system, stiffness, c
     assert (steadfast(x) @ added.flatten(1)[:, :, None]).abs().max() < 1e-9 * added.abs().max()
 
 
-def test_forces_leave_the_mean_where_it_is(system, stiffness, coupling, untied):
+@pytest.mark.parametrize("t", [0.85, LATE])
+def test_forces_leave_the_mean_where_it_is(system, stiffness, coupling, untied, t):
     """With triples turned at random and without; with the best turns, which the targets are not made for, the mean moves."""
     for made in (untied, coupling):
-        pairs = aligned(system, made)
+        pairs = aligned(system, made, t=t)
         mean, stderr = bond_shifts(targets(system, stiffness, made), pairs, stiffness.tree)
         z = mean / stderr
         assert z.abs().max() < 4 and z.square().mean().sqrt() < 1.4  # 41 of them, correlated
-    pairs = aligned(system, MolecularAlignment(triples=coupling.triples))
+    pairs = aligned(system, MolecularAlignment(triples=coupling.triples), t=t)
     mean, stderr = bond_shifts(targets(system, stiffness, untied), pairs, stiffness.tree)
-    assert (mean / stderr).square().mean().sqrt() > 4
+    assert (mean / stderr).square().mean().sqrt() > (4 if t == LATE else 2)
+
+
+def test_the_damping_is_that_with_the_least_noise(system, stiffness, coupling):
+    """By the squares of the targets of other pairs; none, and a great deal, leave more."""
+    x = reference_samples(system).x
+    gradient = system.differentiable_target.u_and_grad(x)[1]
+    found = ForceTargets.of(x, gradient, prior=system.prior, stiffness=stiffness, coupling=coupling, after=0.8)
+    assert found.after == 0.8
+    pairs = aligned(system, coupling, n=500, t=0.85)
+    square = [(pairs.x1 - pairs.x0 + replace(found, damping=damping)(pairs)).square().sum().item()
+              for damping in (found.damping, 0.0, 100 * found.damping)]
+    assert square[0] < (pairs.x1 - pairs.x0).square().sum().item() and square[0] < min(square[1:])
 
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 3.0])
@@ -155,7 +196,7 @@ def test_forces_take_most_of_the_noise(system, stiffness, coupling, t, share):
 
 def test_nothing_is_added_before_its_time(system, stiffness, coupling):
     pairs = aligned(system, coupling, n=4)
-    pairs = pairs._replace(t=torch.tensor([0.1, 0.899, 0.9, 0.97], dtype=torch.float64))
+    pairs = pairs._replace(t=torch.tensor([0.1, 0.799, 0.8, 0.97], dtype=torch.float64))
     added = targets(system, stiffness, coupling)(pairs).abs().amax((1, 2))
     assert added[:2].tolist() == [0, 0] and (added[2:] > 0).all()
 
@@ -171,7 +212,7 @@ def test_a_recipe_adds_them_to_late_velocities_alone(system, tmp_path):
     t, x, velocity = plain.t.double(), plain.x.double(), plain.velocity.double()
     x0, x1 = x - t[:, None, None] * velocity, x + (1 - t[:, None, None]) * velocity  # turned as they were
     pairs = Pairs(t=t, x0=x0, x1=x1, gradient=system.differentiable_target.u_and_grad(x1)[1])
-    made = targets(system, Stiffness.of(system.topology, request.data), load_recipe(system, "fm-forces").coupling.build(system))
+    made = load_recipe(system, "fm-forces", overrides=[*overrides, "training.forces_after=0.93"]).job(request).data.forces.targets
     torch.testing.assert_close(freed.velocity[changed].double(), (velocity + made(pairs))[changed], rtol=0, atol=1e-3)
 
 
