@@ -36,8 +36,8 @@ SOME = 1000  # configurations that their damping is found from
 def target_makers(system: System, x: Tensor, pool: int) -> tuple[PooledTargets, ForceTargets]:
     """Pools of the data and forces, both for all times."""
     coupling = CouplingSection(kind="soft-molecular").build(system)
-    pools = PooledTargets.of(x, None, prior=system.prior, posterior=PooledPosterior(std=system.prior.std, coupling=coupling), size=pool,
-                             until=1.0)
+    posterior = PooledPosterior(prior=system.prior, coupling=coupling)
+    pools = PooledTargets.of(x, None, posterior=posterior, size=pool, until=1.0)
     some = x[:: max(1, len(x) // SOME)]
     forces = ForceTargets.of(some, system.differentiable_target.u_and_grad(some)[1], prior=system.prior, coupling=coupling, after=START,
                              stiffness=Stiffness.of(system.topology, x))

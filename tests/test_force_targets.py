@@ -42,7 +42,7 @@ def aligned(system, coupling, *, n=2000, t=LATE):
 
 
 def targets(system, stiffness, coupling):
-    return ForceTargets(std=system.prior.std, stiffness=stiffness, coupling=coupling, after=0.8, damping=800.0)
+    return ForceTargets(prior=system.prior, stiffness=stiffness, coupling=coupling, after=0.8, damping=800.0)
 
 
 def noisy(pairs):

@@ -36,14 +36,15 @@ def shapes(n):
 
 def pairs(n, triples, *, t, draws, value=0):
     """Aligned pairs at one time whose x1 is a member of the pool, turned at random: posterior, x_t, velocities and members."""
-    posterior = PooledPosterior(std=STD, coupling=SoftMolecularAlignment(triples=triples, width=0.5))
+    prior, coupling = Gaussian(space=MeanFree(n=n, d=3), std=STD), SoftMolecularAlignment(triples=triples, width=0.5)
+    posterior = PooledPosterior(prior=prior, coupling=coupling)
     g = seed(value)
     member = torch.randint(MEMBERS, (draws,), generator=g)
     x1 = shapes(n)[member] @ random_turns(draws, 3, generator=g)
     for triple in map(list, triples):
         shift = torch.randint(3, (draws,), generator=g)
         x1[:, triple] = torch.stack([x1[:, triple].roll(k, 1) for k in range(3)])[shift, torch.arange(draws)]
-    x0 = Gaussian(space=MeanFree(n=n, d=3), std=STD).sample(draws, generator=g)
+    x0 = posterior.prior.sample(draws, generator=g)
     x0, x1 = posterior.coupling(x0, x1, generator=g)
     return posterior, (1 - t) * x0 + t * x1, x1 - x0, member
 
@@ -150,18 +151,28 @@ def data(system, x):
 
 @pytest.fixture(scope="module")
 def targets(system, data):
-    posterior = PooledPosterior(std=system.prior.std, coupling=data.coupling)
-    return PooledTargets.of(data.x1, None, prior=system.prior, posterior=posterior, size=32, until=0.9)
+    posterior = PooledPosterior(prior=system.prior, coupling=data.coupling)
+    return PooledTargets.of(data.x1, None, posterior=posterior, size=32, until=0.9)
 
 
 def test_early_pools_are_wide_and_late_velocities_left_alone(data, targets):
     used = targets.depth[targets.depth >= 0]
     assert targets.depth[:5].tolist() == [0] * 5 and used[-1] > 0 and (used.diff() >= 0).all() and (targets.depth[len(used):] == -1).all()
+    assert len(used) < 20, "late pools hold little more than their row"
     plain, averaged = data(7), replace(data, pools=targets)(7)
     assert torch.equal(plain.x, averaged.x) and torch.equal(plain.t, averaged.t)
     changed = (plain.velocity != averaged.velocity).flatten(1).any(1)
     assert changed[plain.t < 0.4].all() and not changed[plain.t >= 0.9].any()
     assert torch.equal(averaged.velocity, replace(data, pools=targets)(7).velocity)
+
+
+@pytest.mark.parametrize(("span", "low", "high"), [(0, 0.0, 0.045), (7, 0.315, 0.36), (12, 0.54, 0.585)])
+def test_every_span_of_time_has_its_depth(data, targets, span, low, high):
+    """Spans of .9 / 20 each; in others velocities stay."""
+    one = replace(targets, depth=torch.where(torch.arange(20) == span, 0, -1))
+    plain, averaged = data(11), replace(data, pools=one)(11)
+    changed = (plain.velocity != averaged.velocity).flatten(1).any(1)
+    assert torch.equal(changed, (plain.t >= low) & (plain.t < high)) and changed.any()
 
 
 def test_the_best_ascent_is_the_best_of_all():
@@ -182,11 +193,25 @@ def test_velocities_keep_their_mean_and_lose_most_of_their_noise(data, targets):
     assert (v - mean).square().sum((1, 2)).mean() > 10 * removed.std() / len(removed) ** 0.5
 
 
+def test_pools_are_drawn_by_the_chances_of_their_rows(system, x, data):
+    """With one basin drawn half of the time; pools of rows that are all alike would move the mean."""
+    inside = system.functions["phi_positive"](x).double()
+    often = replace(data, chances=inside / inside.sum() + (1 - inside) / (1 - inside).sum(), batch=2000)
+    posterior, plain = PooledPosterior(prior=system.prior, coupling=data.coupling), often(5)
+    early = (plain.t > 0.1) & (plain.t < 0.4)
+    for chances, right in ((often.chances, True), (None, False)):
+        pools = PooledTargets.of(data.x1, chances, posterior=posterior, size=32, until=0.9)
+        mean = replace(often, pools=replace(pools, depth=torch.zeros(20, dtype=torch.int64)))(5).velocity[early].double()
+        removed = ((plain.velocity[early].double() - mean) * mean).sum((1, 2))
+        assert zero_within(removed) == right
+
+
 def test_recipes_ask_for_pools(system, x, tmp_path):
     request = Request(system=system, name="fm-forces", folder=tmp_path, seed=0, data=x)
     overrides = ["training.initial=''", "training.compiled=false", "training.pool=16"]
     job = load_recipe(system, "fm-forces", overrides=overrides).job(request)
     assert (job.data.pools.size, job.data.pools.until) == (16, 0.94)
+    assert job.data.chances.unique().numel() == 2 and torch.equal(job.data.pools.pools.chances, job.data.chances)
     with pytest.raises(RecipeError, match="training.pool is 16, but there are 10 configurations; lower it"):
         load_recipe(system, "fm-forces", overrides=[*overrides, "training.forces_after=1"]).job(replace(request, data=x[:10]))
     with pytest.raises(RecipeError, match="training.pool is for molecules"):

@@ -50,14 +50,14 @@ class ForceTargets:
     """(C s + div C) / (1-t) of aligned pairs, C^-1 = H(x1) + (t / (s0 (1-t)))^2 + damping.
 
     Args:
-        std: of the prior in training, s0.
+        prior: of training, of standard deviation s0.
         stiffness: Hessian H of the reduced energy, roughly.
         coupling: that aligned the pairs.
         after: time from which on forces are used; before, the posterior is no Gaussian, and the step is zero.
         damping: precision of directions that H leaves soft, in inverse squares of the length unit; any is right, few take out much noise.
     """
 
-    std: float
+    prior: Gaussian
     stiffness: Stiffness
     coupling: SoftMolecularAlignment
     after: float
@@ -75,7 +75,7 @@ class ForceTargets:
         rows, turn = torch.randint(len(data), (PAIRS,), generator=generator), random_turns(PAIRS, 3, generator=generator)
         x0, x1 = coupling(prior.sample(PAIRS, generator=generator), data[rows].double() @ turn, generator=generator)
         pairs = Pairs(t=t, x0=x0, x1=x1, gradient=gradient[rows] @ turn)
-        tried = [cls(std=prior.std, stiffness=stiffness, coupling=coupling, after=after, damping=(width * prior.std) ** -2)
+        tried = [cls(prior=prior, stiffness=stiffness, coupling=coupling, after=after, damping=(width * prior.std) ** -2)
                  for width in WIDTHS]
         return min(tried, key=lambda targets: (x1 - x0 + targets(pairs)).square().sum().item())
 
@@ -89,7 +89,7 @@ class ForceTargets:
 
     def _steps(self, pairs: Pairs) -> Tensor:
         t, x1 = pairs.t[:, None, None], pairs.x1
-        known = (t / (self.std * (1 - t))).square() + self.damping
+        known = (t / (self.prior.std * (1 - t))).square() + self.damping
         precision = self.stiffness(x1) + known * torch.eye(x1[0].numel(), dtype=x1.dtype)
         inverse = inverse_within(precision, steadfast(self.coupling.whole((1 - t) * pairs.x0 + t * x1)))
         newton = (inverse @ self.score(pairs).flatten(1)[:, :, None]).squeeze(2)
@@ -104,7 +104,7 @@ class ForceTargets:
             x0 = (x - t * x1) / (1 - t)
             paired = log_volume(self.coupling.whole(x0), x1) + self.coupling.log_chance(x0, x1)
             pairing, = torch.autograd.grad(paired.sum(), x1)
-        return pairing - pairs.gradient + t * pairs.x0 / (self.std**2 * (1 - t))
+        return pairing - pairs.gradient + t * pairs.x0 / (self.prior.std**2 * (1 - t))
 
 
 def log_volume(x0: Tensor, x1: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ others are drawn alike and independently, which is what `posterior_mean` asks of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,17 +46,24 @@ class NestedPools:
 
     def draw(self, rows: Tensor, depth: Tensor, size: int, *, generator: torch.Generator) -> Tensor:
         """Pools [B, size] for rows [B], which come first in them, from their blocks at depths [B]."""
-        place = torch.empty_like(self.order)
-        place[self.order] = torch.arange(len(place))
-        total = torch.cat([self.chances.new_zeros(1), self.chances[self.order].cumsum(0)])
-        start, end = torch.empty_like(rows), torch.empty_like(rows)
+        total, start, end = self._total, torch.empty_like(rows), torch.empty_like(rows)
         for k in depth.unique().tolist():
-            block = torch.searchsorted(self.edges[k], place[rows[depth == k]], right=True) - 1
+            block = torch.searchsorted(self.edges[k], self._place[rows[depth == k]], right=True) - 1
             start[depth == k], end[depth == k] = self.edges[k][block], self.edges[k][block + 1]
         u = torch.rand(len(rows), size - 1, generator=generator, dtype=torch.float64)
         drawn = torch.searchsorted(total, total[start, None].lerp(total[end, None], u), right=True) - 1
         others = self.order[torch.minimum(drawn.clamp(min=start[:, None]), end[:, None] - 1)]
         return torch.cat([rows[:, None], others], 1)
+
+    @cached_property
+    def _place(self) -> Tensor:
+        """Where in the order each row is, [N]."""
+        return self.order.argsort()
+
+    @cached_property
+    def _total(self) -> Tensor:
+        """Chances of all rows before each place in the order, and of all, [N+1]."""
+        return torch.cat([self.chances.new_zeros(1), self.chances[self.order].cumsum(0)])
 
 
 def along_widest(x: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ from torch import Tensor
 from bgwork.couplings import random_turns
 from bgwork.objectives.nested_pools import NestedPools
 from bgwork.objectives.posterior_mean import PooledPosterior
-from bgwork.protocols import Prior
 
 SPANS = 20  # spans of time, each with a depth of its own
 PAIRS = 48  # that the depth of a span is found from
-WORTH = 0.02  # of the variance: what a pool must take out at least
+WORTH = 0.02  # of the velocities' mean square: what a pool must take out at least
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +41,7 @@ class PooledTargets:
     until: float
 
     @classmethod
-    def of(cls, x1: Tensor, chances: Tensor | None, *, prior: Prior, posterior: PooledPosterior, size: int, until: float) -> PooledTargets:
+    def of(cls, x1: Tensor, chances: Tensor | None, *, posterior: PooledPosterior, size: int, until: float) -> PooledTargets:
         """With pools made from the data, and depths by the variance they take out of pairs of prior draws and data."""
         pools = NestedPools.of(posterior.coupling.whole(x1), chances, smallest=size)
         fixed = {"x1": x1, "pools": pools, "posterior": posterior, "size": size, "until": until}
@@ -51,7 +50,7 @@ class PooledTargets:
         for k in range(SPANS):
             t = torch.full((PAIRS,), (k + 0.5) / SPANS * until, dtype=torch.float64)
             rows = torch.multinomial(pools.chances, PAIRS, replacement=True, generator=generator)
-            x0, own = prior.sample(PAIRS, generator=generator), x1[rows].double() @ random_turns(PAIRS, 3, generator=generator)
+            x0, own = posterior.prior.sample(PAIRS, generator=generator), x1[rows].double() @ random_turns(PAIRS, 3, generator=generator)
             x0, own = posterior.coupling(x0, own, generator=generator)
             x, velocity = (1 - t[:, None, None]) * x0 + t[:, None, None] * own, own - x0
             for depth in range(len(pools.edges)):

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from bgwork.couplings import SoftMolecularAlignment, turn_between, turned
 from bgwork.objectives.force_targets import log_volume, volume_form
+from bgwork.priors import Gaussian
 
 
 class PosteriorMean(NamedTuple):
@@ -43,11 +44,11 @@ class PooledPosterior:
     """The posterior of x1 within a pool, for aligned pairs on the linear interpolant.
 
     Args:
-        std: of the prior in training.
+        prior: of training.
         coupling: that aligned the pairs.
     """
 
-    std: float
+    prior: Gaussian
     coupling: SoftMolecularAlignment
 
     def __call__(self, t: Tensor, x: Tensor, pool: Tensor) -> PosteriorMean:
@@ -60,7 +61,7 @@ class PooledPosterior:
         x0 = (x - t * y) / (1 - t)
         in_triples, mean = self._over_turns(t, x, y)
         turning = log_volume_of_nearest(self.coupling.whole(x0), y) - log_volume(whole, y)
-        log_w = turning - self._square_outside(x0) / (2 * self.std**2) + in_triples
+        log_w = turning - self._square_outside(x0) / (2 * self.prior.std**2) + in_triples
         weights = torch.softmax(log_w.view(B, M), 1)
         return PosteriorMean((weights[:, :, None, None] * mean.view(B, M, *shape)).sum(1), weights)
 
@@ -76,7 +77,7 @@ class PooledPosterior:
             orders = turned(y[:, triple])
             x0 = (x[:, None, triple] - t[:, None] * orders) / (1 - t[:, None])
             chance = self.coupling.log_chances(x0.flatten(0, 1), orders.flatten(0, 1))[:, 0].view(-1, 3)
-            log_w = chance - x0.square().sum((2, 3)) / (2 * self.std**2)
+            log_w = chance - x0.square().sum((2, 3)) / (2 * self.prior.std**2)
             mean[:, triple] = (torch.softmax(log_w, 1)[:, :, None, None] * orders).sum(1)
             added = added + torch.logsumexp(log_w, 1)
         return added, mean

@@ -80,8 +80,8 @@ class ForcesTrainingSection(DataTrainingSection):
         _check_softly_aligned("pool", request.system, drawn.coupling)
         if len(drawn.x1) < self.pool:
             raise RecipeError(f"training.pool is {self.pool}, but there are {len(drawn.x1)} configurations; lower it, or give more data")
-        posterior = PooledPosterior(std=request.system.prior.std, coupling=drawn.coupling)
-        return PooledTargets.of(drawn.x1, drawn.chances, prior=drawn.prior, posterior=posterior, size=self.pool, until=self.forces_after)
+        posterior = PooledPosterior(prior=drawn.prior, coupling=drawn.coupling)
+        return PooledTargets.of(drawn.x1, drawn.chances, posterior=posterior, size=self.pool, until=self.forces_after)
 
 
 def _check_softly_aligned(key: str, system: System, coupling: Coupling) -> None:
