@@ -8,6 +8,8 @@ from simple_fields import randomise
 
 from bgwork.fields.divergence import Hutchinson, rademacher
 from bgwork.fields.egnn import EGNN
+from bgwork.fields.framed import Framed
+from bgwork.fields.frames import Frame
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.fields.species import Species, every_atom_its_own_kind
@@ -29,6 +31,11 @@ def molecular(n, d, hops, chiral):
     return MultiHop(n, d, sizes, species=species)
 
 
+def framed(n, hops, nearest=0.0):
+    template = torch.randn(n, 3, generator=torch.Generator().manual_seed(n))
+    return Framed(molecular(n, 3, hops, chiral=True), Frame(template, length=1.0), hidden=16, depth=2, nearest=nearest)
+
+
 FIELDS = {
     "mlp 1x2": lambda: MLP(1, 2, hidden=16, depth=3, scale=2.0),
     "mlp 1x2, waves": lambda: MLP(1, 2, hidden=16, depth=2, scale=2.0, waves=3),
@@ -44,6 +51,8 @@ FIELDS = {
     "species 5x2": lambda: molecular(5, 2, 2, chiral=False),
     "species, chiral, one hop 5x3": lambda: molecular(5, 3, 1, chiral=True),
     "species, chiral, two hops 5x3": lambda: molecular(5, 3, 2, chiral=True),
+    "species, framed, one hop 5x3": lambda: framed(5, 1),
+    "species, framed, two hops 4x3, logarithmic times": lambda: framed(4, 2, nearest=0.01),
 }
 SYMMETRIC = [name for name in FIELDS if not name.startswith(("mlp", "species"))]
 every_field = pytest.mark.parametrize("name", FIELDS)

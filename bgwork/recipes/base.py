@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bgwork import store
+from bgwork.fields.framed import Framed
 from bgwork.fields.radial import on_logarithmic_scale
 from bgwork.protocols import Prior, Sampler
 from bgwork.provenance import commit, tensor_fingerprint, versions
@@ -177,7 +178,8 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
     """Start from the weights of one of the system's generators, or of another system's.
 
     Args:
-        network: changed in place. It may have times on a logarithmic scale where the generator has them on a linear one alone.
+        network: changed in place. It may have times on a logarithmic scale where the generator has them on a linear one alone, and a
+            refinement in the molecule's frame where the generator has none: it starts with the same values.
         system: whose generator it is, unless the name says otherwise.
         name: of the generator; SYSTEM/NAME for another system's, or a .safetensors file.
         wrapper: prefix that the weights' names have in generators in which the network is a part.
@@ -191,6 +193,8 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
     if system.topology is not None and not system.topology.same_molecule(other.topology):
         raise RecipeError(f"{other.name} is not the molecule of {system.name}, atom by atom; its generators cannot be started from")
     weights = {key.removeprefix(wrapper): value for key, value in store.load_checkpoint(path)[0].items() if not key.startswith(ignore)}
+    if isinstance(network, Framed) and not any(key.startswith("refinement.") for key in weights):
+        network = network.inner
     weights = on_logarithmic_scale(network, weights)
     misfit = misfit_of(weights, network)
     if misfit:

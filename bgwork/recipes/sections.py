@@ -11,6 +11,8 @@ from bgwork.couplings import EquivariantOptimalTransport, Independent, Molecular
 from bgwork.fields.ambient import AmbientDrifts
 from bgwork.fields.compiled import check_compiler
 from bgwork.fields.egnn import EGNN
+from bgwork.fields.framed import Framed
+from bgwork.fields.frames import Frame
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.fields.species import every_atom_its_own_kind
@@ -83,14 +85,35 @@ class MolecularSection(HopSizes):
     r_max: Positive = 1.5
 
     def build(self, system: System) -> nn.Module:
+        return self._molecular(system)
+
+    def _molecular(self, system: System) -> MultiHop:
         if system.structure is None:
-            raise ValueError(f"{system.name} has no topology; a molecular field needs one, use kind = \"multihop\"")
+            raise ValueError(f"{system.name} has no topology; a {self.kind} field needs one, use kind = \"multihop\"")
         space = system.space
-        config = MultiHopConfig(chiral=True, **self.model_dump(exclude={"kind"}))
+        config = MultiHopConfig(chiral=True, **self.model_dump(include=set(MolecularSection.model_fields) - {"kind"}))
         return MultiHop(space.n, space.d, config, species=every_atom_its_own_kind(system.structure[None]))
 
     def fit(self, network: nn.Module, data: Tensor) -> None:
         network.scale.measure(data)
+
+
+class FramedMolecularSection(MolecularSection):
+    """[field] kind = "framed-molecular": a molecular field, refined in the molecule's frame by a perceptron with `frame_depth` layers of
+    `frame_hidden`."""
+
+    kind: Literal["framed-molecular"]
+    frame_hidden: Count = 384
+    frame_depth: Count = 3
+
+    def build(self, system: System) -> nn.Module:
+        inner = self._molecular(system)
+        frame = Frame(system.structure, length=system.prior.std)
+        return Framed(inner, frame, hidden=self.frame_hidden, depth=self.frame_depth, nearest=self.nearest)
+
+    def fit(self, network: nn.Module, data: Tensor) -> None:
+        network.inner.scale.measure(data)
+        network.frame.measure(data)
 
 
 class AmbientSection(Section):
@@ -105,8 +128,10 @@ class AmbientSection(Section):
         return AmbientDrifts(system.space, hidden=self.hidden, depth=self.depth, scale=self.scale)
 
 
-FieldSection = Annotated[MultiHopSection | EGNNSection | MLPSection | MolecularSection, Field(discriminator="kind")]
-FIELDS: dict[str, type[Section]] = {"multihop": MultiHopSection, "egnn": EGNNSection, "mlp": MLPSection, "molecular": MolecularSection}
+FieldSection = Annotated[MultiHopSection | EGNNSection | MLPSection | MolecularSection | FramedMolecularSection,
+                         Field(discriminator="kind")]
+FIELDS: dict[str, type[Section]] = {"multihop": MultiHopSection, "egnn": EGNNSection, "mlp": MLPSection, "molecular": MolecularSection,
+                                    "framed-molecular": FramedMolecularSection}
 
 
 class CouplingSection(Section):
