@@ -6,6 +6,8 @@ import torch
 from simple_fields import randomise
 
 from bgwork.fields.egnn import EGNN
+from bgwork.fields.framed import Framed
+from bgwork.fields.frames import Frame
 from bgwork.fields.mlp import MLP
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.priors import Gaussian
@@ -14,12 +16,21 @@ from bgwork.samplers.flow import Flow
 from bgwork.samplers.integrators import Grid
 from bgwork.spaces import Euclidean, MeanFree
 
-LINE, PLANE, DW4 = Euclidean(n=1, d=1), Euclidean(n=1, d=2), MeanFree(n=4, d=2)
+LINE, PLANE, DW4, FOUR_ATOMS = Euclidean(n=1, d=1), Euclidean(n=1, d=2), MeanFree(n=4, d=2), MeanFree(n=4, d=3)
 A = torch.tensor([[0.3, -0.8], [0.5, -0.6]], dtype=torch.float64)
+SMALL = {"hidden": 8, "message": 6, "vectors": 4, "node_hidden": 10, "n_basis": 6}
+
+
+def framed():
+    template = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    return Framed(MultiHop(4, 3, MultiHopConfig(hops=1, **SMALL)), Frame(template, length=1.0), hidden=12, depth=2)
+
+
 FIELDS = {
     "mlp": (PLANE, lambda: MLP(1, 2, hidden=16, depth=3)),
     "egnn": (DW4, lambda: EGNN(4, 2, layers=2, hidden=8, reach=1.0)),
-    "two hops": (DW4, lambda: MultiHop(4, 2, MultiHopConfig(hidden=8, message=6, vectors=4, node_hidden=10, n_basis=6))),
+    "two hops": (DW4, lambda: MultiHop(4, 2, MultiHopConfig(**SMALL))),
+    "framed": (FOUR_ATOMS, framed),
 }
 
 

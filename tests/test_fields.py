@@ -170,7 +170,7 @@ def test_equivariance(name):
         torch.testing.assert_close(divergence_moved, divergence, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if "chiral" in name])
+@pytest.mark.parametrize("name", [name for name in FIELDS if "chiral" in name or "framed" in name])
 def test_a_chiral_field_turns_with_rotations_and_sees_reflections(name):
     field = make(name)
     t, x = batch(field)
@@ -179,6 +179,7 @@ def test_a_chiral_field_turns_with_rotations_and_sees_reflections(name):
     rotation = rotation * rotation.det()
     torch.testing.assert_close(field(t, x @ rotation.T), v @ rotation.T, rtol=0, atol=1e-10)
     assert (field(t, -x) + v).abs().max() > 1e-6
+    torch.testing.assert_close(field(t, x + 0.7), v, rtol=0, atol=1e-10)
 
 
 def test_only_particles_of_one_kind_are_exchangeable():
