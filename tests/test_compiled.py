@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from flows import framed
 from simple_fields import randomise
 
 from bgwork.fields.compiled import CompiledField
@@ -54,6 +55,15 @@ def test_batches_are_filled_up_or_split(field, size, times):
     x = torch.randn(size, 3, 2, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     t = torch.tensor(0.3) if times == "one" else torch.linspace(0.1, 0.8, size)
     for got, expected in zip(CompiledField(field, rows=4).value_and_jacobian(t, x), field.value_and_jacobian(t, x), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_a_framed_field_can_be_traced(quick):
+    """The turn onto the template included."""
+    field = randomise(framed())
+    x = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for got, expected in zip(CompiledField(field, rows=4).value_and_jacobian(torch.tensor(0.3), x),
+                             field.value_and_jacobian(torch.tensor(0.3), x), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
