@@ -16,8 +16,11 @@ from rows import Row, publish
 
 from bgwork.fields.compiled import CompiledField
 from bgwork.fields.egnn import EGNN
+from bgwork.fields.framed import Framed
+from bgwork.fields.frames import Frame
 from bgwork.fields.multihop import MultiHop, MultiHopConfig
 from bgwork.memory import keep_freed_memory
+from bgwork.protocols import Field
 from bgwork.samplers.batches import MOST_CACHED, rows_in_cache
 from bgwork.spaces import MeanFree
 
@@ -41,15 +44,26 @@ def _per_sample(f: Callable[[torch.Tensor], object], n: int, batch: int, repeats
     return 1e3 * sorted(times)[repeats // 4] / batch
 
 
-@torch.no_grad()
-def measure(n: int, hops: int, repeats: int = 15) -> list[Row]:
+def measure_hops(n: int, hops: int) -> list[Row]:
     torch.manual_seed(SEED)
-    field, t = MultiHop(n, 3, MultiHopConfig(hops=hops)), torch.tensor(0.3)
+    goals = ("<= 6", "<= 12" if n < 55 else None) if hops == 2 else (None, None)
+    return measure(MultiHop(n, 3, MultiHopConfig(hops=hops)), name=f"multi-hop, {hops} hops", goals=goals)
+
+
+def measure_framed(n: int) -> list[Row]:
+    """With the refinement in the molecule's frame, whose divergence is the trace of its Jacobian."""
+    torch.manual_seed(SEED)
+    frame = Frame(torch.randn(n, 3), length=1.0)
+    return measure(Framed(MultiHop(n, 3, MultiHopConfig()), frame, hidden=384, depth=3), name="multi-hop, 2 hops, framed")
+
+
+@torch.no_grad()
+def measure(field: Field, *, name: str, goals: tuple[str | None, str | None] = (None, None), repeats: int = 15) -> list[Row]:
+    n, t = field.n, torch.tensor(0.3)
     forward = milliseconds(lambda x: field(t, x), n, BATCHES[n], repeats)
     divergence = milliseconds(lambda x: field.value_and_divergence(t, x), n, BATCHES[n], repeats)
     jacobian = milliseconds(lambda x: field.value_and_jacobian(t, x), n, BATCHES[n], repeats)
-    common = {"system": f"n={n}", "method": f"multi-hop, {hops} hops", "n": repeats, "seed": SEED}
-    goals = ("<= 6", "<= 12" if n < 55 else None) if hops == 2 else (None, None)
+    common = {"system": f"n={n}", "method": name, "n": repeats, "seed": SEED}
     return [
         Row(metric="forward, ms a sample", value=forward, **common),
         Row(metric="value + divergence, ms a sample", value=divergence, **common),
@@ -95,7 +109,7 @@ def measure_brute_force(n: int, batch: int = 4) -> list[Row]:
 def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    rows = [row for n in BATCHES for hops in (1, 2, 3) if hops == 2 or n == 13 for row in measure(n, hops)]
+    rows = [row for n in BATCHES for hops in (1, 2, 3) if hops == 2 or n == 13 for row in measure_hops(n, hops)] + measure_framed(22)
     publish(rows + measure_batches(13) + measure_batches(22) + measure_compiled(13) + measure_compiled(22) + measure_brute_force(13))
 
 
