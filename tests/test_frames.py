@@ -125,6 +125,9 @@ def test_a_refinement_starts_as_the_generator_without(tmp_path):
     network = parse_recipe(values, source="framed.toml").job(request).model
     t = torch.tensor([0.1, 0.98])
     torch.testing.assert_close(network(t, data[:2]), load_generator("ala2-vacuum", recipe="fm-more").field(t, data[:2]), rtol=0, atol=1e-5)
+    measured = Frame(system.structure, length=system.prior.std)
+    measured.measure(data.float())
+    torch.testing.assert_close(network.frame.Y, measured.Y, rtol=0, atol=1e-6)
     randomise(network, size=0.01).float()
     store.save_checkpoint(tmp_path / "own.safetensors", dict(network.state_dict()), {})
     values["training"]["initial"] = str(tmp_path / "own.safetensors")
