@@ -18,22 +18,17 @@ import torch
 from torch import Tensor
 
 from bgwork.conformation import broken_bonds
-from bgwork.molecule import topology_of
-from bgwork.targets.force_fields import read_pdb
 from bgwork.topology import Topology, chirality, handed_groups, stereocentres
+from bgwork.trajectory_atoms import ALONE, TrajectoryError, check_atoms, check_named_atoms
 
 if TYPE_CHECKING:
     import h5py
 
-ALONE = "write the molecule alone, without solvent"
 DCD_HEADER = 92  # bytes of the first record of a DCD file with its two length markers
 BROKEN_SHARE = 0.5  # of the frames with a broken bond beyond which the molecule was wrapped into a box
 UNIT_SLACK = 1.2  # factor by which bonds of ten times the length may differ from it and still be taken for another unit
+HDF5 = (".h5", ".hdf5")
 NM_IN = {"nanometers": 1.0, "nanometer": 1.0, "nm": 1.0, "angstroms": 0.1, "angstrom": 0.1, "picometers": 1e-3, "picometer": 1e-3}
-
-
-class TrajectoryError(ValueError):
-    """A trajectory that cannot be taken over, with the remedy."""
 
 
 def read_trajectory(path: Path, *, topology: Topology, top: Path | None = None) -> Tensor:
@@ -53,6 +48,8 @@ def read_trajectory(path: Path, *, topology: Topology, top: Path | None = None) 
     if not path.is_file():
         raise TrajectoryError(f"{path} is a folder, not a trajectory" if path.is_dir() else f"no trajectory {path}")
     check_atoms(top or (path if _kind(path) == ".pdb" else topology.path), topology)
+    if top is None and _kind(path) in HDF5:
+        check_named_atoms(_topology_in(path), path, topology)
     x = torch.from_numpy(np.asarray(READERS[_kind(path)](path), dtype=np.float64))
     if len(x) == 0:
         raise TrajectoryError(f"{path} holds no frames; was the simulation stopped before its first report?")
@@ -78,7 +75,7 @@ def refuse_export(path: Path) -> None:
     """
     path = Path(path)
     weights = path.with_name(f"{path.stem}_weights.npz")
-    if weights.exists() or (_kind(path) in (".h5", ".hdf5") and _program(path) == "bgwork"):
+    if weights.exists() or (_kind(path) in HDF5 and _program(path) == "bgwork"):
         beside = f", whose weights are in {weights}" if weights.exists() else ""
         raise TrajectoryError(f"{path} is an export of bgwork{beside}: weighted or resampled frames are no dynamics; give the samples.npz "
                               "that it was made from, or a trajectory of molecular dynamics")
@@ -86,24 +83,6 @@ def refuse_export(path: Path) -> None:
 
 def _kind(path: Path) -> str:
     return Path(path).suffix.lower()
-
-
-def check_atoms(pdb: Path, topology: Topology) -> None:
-    """Refuse a PDB file whose atoms are not those of a topology, in the same order.
-
-    Raises:
-        TrajectoryError: naming the counts, or the first atom that differs.
-    """
-    if Path(pdb) == topology.path:
-        return
-    other = topology_of(read_pdb(pdb).topology, Path(pdb))
-    if len(other) != len(topology):
-        raise TrajectoryError(f"{pdb} has {len(other)} atoms, {topology.path} has {len(topology)}; {ALONE}")
-    ours, theirs = topology.labels, other.labels
-    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if a != b:
-            raise TrajectoryError(f"atom {k + 1} of {pdb} is {b}, of {topology.path} {a}: another order of atoms; "
-                                  "reorder its coordinates (mdtraj: xyz[:, order]; atom_slice sorts), or make the system from this PDB")
 
 
 def check_structure(x: Tensor, *, topology: Topology, structure: Tensor) -> None:
@@ -243,13 +222,30 @@ def _read_hdf5(path: Path) -> np.ndarray:
 
 def _program(path: Path) -> str:
     """The program that wrote an HDF5 file, if it says so."""
+    return _from_hdf5(path, lambda file: str(file.attrs.get("program", "")))
+
+
+def _topology_in(path: Path) -> str:
+    """mdtraj's description of the atoms of an HDF5 file, in JSON; empty if it has none."""
+    def described(file: h5py.File) -> str:
+        import h5py
+
+        node = file.get("topology")
+        raw = np.ravel(node[()])[0] if isinstance(node, h5py.Dataset) and node.size else ""
+        return raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw)
+
+    return _from_hdf5(path, described)
+
+
+def _from_hdf5(path: Path, read: Callable[[h5py.File], str]) -> str:
+    """What is read from an HDF5 file; empty if it cannot be opened, which `_read_hdf5` says better."""
     if importlib.util.find_spec("h5py") is None or not path.is_file():
         return ""
     import h5py
 
     try:
         with h5py.File(path) as file:
-            return str(file.attrs.get("program", ""))
+            return read(file)
     except OSError:
         return ""
 

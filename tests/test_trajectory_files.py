@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import h5py
@@ -113,3 +114,54 @@ def test_lengths_in_another_unit_are_called_so(system, x, scale, found, due):
 def test_torsions_of_a_molecule_are_not_called_no_molecule(tmp_path):
     with pytest.raises(TrajectoryError, match="ala2-torsions is a molecule of fixed bonds and angles.*in Cartesian coordinates only"):
         from_trajectory(load_system("ala2-torsions"), tmp_path / "a.dcd", frame_time=1.0, temperature=300.0)
+
+
+def described(topology, order, rename=str):
+    """mdtraj's JSON of a topology's atoms in another order, each residue's in one piece, under other names."""
+    named = sorted({*zip(topology.residue_of, topology.residues, strict=True)})
+    residues = [{"index": k, "name": name, "resSeq": k + 1, "atoms": []} for k, name in named]
+    for index, k in enumerate(order):
+        atom = {"index": index, "name": rename(topology.names[k]), "element": topology.elements[k]}
+        residues[topology.residue_of[k]]["atoms"].append(atom)
+    return json.dumps({"chains": [{"index": 0, "residues": residues}], "bonds": []}).encode()
+
+
+def with_description(path, description):
+    with h5py.File(path, "a") as file:
+        file["topology"] = [description]
+    return path
+
+
+def test_hdf5_whose_atoms_are_described(system, hdf5, x):
+    topology, order = system.topology, list(range(22))
+    same = with_description(hdf5(x.numpy()), described(topology, order))
+    torch.testing.assert_close(read_trajectory(same, topology=topology), x, rtol=0, atol=1e-12)
+    other_names = with_description(hdf5(x.numpy()), described(topology, order, rename=lambda name: f"X{name}"))
+    torch.testing.assert_close(read_trajectory(other_names, topology=topology), x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rename", [str, lambda name: f"X{name}"], ids=["its names", "other names"])
+def test_hdf5_with_atoms_in_another_order_is_refused(system, hdf5, x, rename):
+    """Two hydrogens that change places are seen by their names alone, a carbon and a hydrogen without them too."""
+    topology, order = system.topology, list(range(22))
+    first, second = next((i, i + 1) for i in range(21) if topology.elements[i] != topology.elements[i + 1]
+                         and topology.residue_of[i] == topology.residue_of[i + 1])
+    order[first], order[second] = second, first
+    path = with_description(hdf5(x.numpy()), described(topology, order, rename))
+    with pytest.raises(TrajectoryError, match=f"atom {first + 1} of .*a.h5 is .*: another order of atoms"):
+        read_trajectory(path, topology=topology)
+    hydrogens = [k for k in range(22) if topology.elements[k] == "H"][:2]
+    order = list(range(22))
+    order[hydrogens[0]], order[hydrogens[1]] = hydrogens[1], hydrogens[0]
+    path = with_description(hdf5(x.numpy()), described(topology, order))
+    with pytest.raises(TrajectoryError, match="another order of atoms"):
+        read_trajectory(path, topology=topology)
+    assert torch.equal(read_trajectory(path, topology=topology, top=topology.path), x)
+
+
+@pytest.mark.parametrize(("description", "match"), [
+    (b"{", "its `topology` is not mdtraj's"), (b'{"chains": 3}', "its `topology` is not mdtraj's"),
+    (b'{"chains": []}', "has 0 atoms")])
+def test_hdf5_with_another_description_is_refused(system, hdf5, x, description, match):
+    with pytest.raises(TrajectoryError, match=match):
+        read_trajectory(with_description(hdf5(x.numpy()), description), topology=system.topology)
