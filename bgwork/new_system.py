@@ -31,6 +31,9 @@ RECIPE_ABOUT = """# Flow matching from MD data: rotations aligned, every atom a 
 # forces on the data, which must be an equilibrium set of the very energy (forces_after = 1 does without). A start, not tuned for
 # this molecule: more steps give more effective samples. compiled = true needs a C++ compiler such as g++.
 """
+FRAMED_ABOUT = """# The generator of recipe fm trained on, refined in the frame of the molecule, its early targets averaged over `pool` of the data. It begins
+# with what `bgwork train` wrote for fm with seed 0 (training.initial).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +96,10 @@ def _made(path: Path, wanted: NewSystem) -> Path:
     path.mkdir()
     _fill(path, wanted)
     system = load_system(path)
-    store.write_text(path / "recipes" / "fm.toml", RECIPE_ABOUT + tomli_w.dumps(_recipe(system.structure)))
-    load_recipe(system)
+    first = _recipe(system.structure)
+    for name, about, values in (("fm", RECIPE_ABOUT, first), ("fm-framed", FRAMED_ABOUT, _framed(first, wanted.system_name))):
+        store.write_text(path / "recipes" / f"{name}.toml", about + tomli_w.dumps(values))
+        load_recipe(system, name)
     u = system.target.u(system.structure[None])
     if not bool(torch.isfinite(u).all()):
         raise ForceFieldError(f"u = {u.item()} at the structure in {wanted.pdb}: atoms overlap; minimise its energy first")
@@ -152,6 +157,15 @@ def _recipe(structure: torch.Tensor) -> dict[str, Any]:
         "sampler": {"integrator": "midpoint", "steps": 12, "power": 2.0, "ease": 1.3, "stretch": 1.04}}
 
 
+def _framed(first: dict[str, Any], name: str) -> dict[str, Any]:
+    """The content of recipes/fm-framed.toml of a system called so, from that of its fm.toml: that of tri-alanine, as far as sizes allow."""
+    training = {"initial": f"runs/{name}/fm-0/generator.safetensors", "pool": 128, "early_times": 0.1, "late_times": 0.2,
+                "logarithmic_times": 0.2, "forces_after": 0.78, "learning_rate": 1e-3}
+    return first | {
+        "description": "fm refined in the frame of the molecule, its early velocities averaged over pools of data",
+        "field": first["field"] | {"kind": "framed-molecular"}, "training": first["training"] | training}
+
+
 def _settings(wanted: NewSystem, topology: Topology, structure: torch.Tensor) -> dict[str, Any]:
     """The content of system.toml."""
     forcefield = [portable_name(find_file(name)) for name in wanted.forcefield]
@@ -166,7 +180,7 @@ def _settings(wanted: NewSystem, topology: Topology, structure: torch.Tensor) ->
     return {
         "name": wanted.system_name, "description": f"{wanted.pdb.name}, {len(topology)} atoms {where} at {wanted.temperature:g} K",
         "source": f"{wanted.pdb.name}; {', '.join(wanted.forcefield)}, by bgwork new-system", "length_unit": "nm", "energy_unit": "kT",
-        "observables": ["u", "radius_of_gyration", *populations], **({"basins": "phi_basin"} if populations else {}),
+        "recipe": "fm", "observables": ["u", "radius_of_gyration", *populations], **({"basins": "phi_basin"} if populations else {}),
         "space": {"kind": "mean-free", "n": len(topology), "d": 3}, "energy": energy,
         "engines": {"target": "openmm", "differentiable_target": "torch"}, "prior": {"std": round(spread, 4)},
         "reference": {"sampler": "metadynamics", "temperatures": [float(wanted.temperature), *ladder[1:]]}}

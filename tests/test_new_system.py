@@ -8,6 +8,7 @@ import pytest
 import torch
 from openmm import app
 
+from bgwork import store
 from bgwork.new_system import NewSystem, _recipe, new_system
 from bgwork.recipes import Request, default_recipe, load_recipe
 from bgwork.system import SystemFileError, load_system, reference_samples
@@ -44,6 +45,20 @@ def test_the_new_system_has_a_recipe_that_trains(pdb, tmp_path):
     job = load_recipe(system, overrides=["training.batch=2", "field.hidden=8"]).job(
         Request(system=system, name="fm", folder=tmp_path, seed=0, data=reference_samples(shipped).x))
     assert job.data.forces is not None and torch.isfinite(job.loss(job.model, job.data(0)))
+
+
+def test_the_new_system_has_a_recipe_to_go_on_with(tmp_path):
+    """That of tri-alanine, but for the sizes that follow the structure and what is drawn more often; it begins with fm's generator."""
+    shipped = load_system("ala3-obc2")
+    system = load_system(new_system(NewSystem(pdb=shipped.path / "topology.pdb", solvent="obc2", name="mine"), folder=tmp_path))
+    made, known = (load_recipe(of, "fm-framed").model_dump() for of in (system, shipped))
+    assert made["training"].pop("initial") == "runs/mine/fm-0/generator.safetensors"
+    sized = {"field": ("n_basis", "r_max"), "coupling": (), "sampler": (), "training": ("batch", "oversample", "initial")}
+    for table, free in sized.items():
+        assert {k: v for k, v in made[table].items() if k not in free} == {k: v for k, v in known[table].items() if k not in free}
+    request = Request(system=system, name="fm-framed", folder=tmp_path, seed=0, data=reference_samples(shipped).x[:300])
+    with pytest.raises(store.FileError, match="no checkpoint runs/mine/fm-0/generator.safetensors"):
+        load_recipe(system, "fm-framed", overrides=["training.forces_after=1.0"]).job(request)
 
 
 def test_the_recipe_follows_the_size_of_the_molecule():
