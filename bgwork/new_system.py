@@ -1,4 +1,4 @@
-"""A system's folder made from a user's PDB file: topology.pdb, system.toml and recipes/fm.toml, checked by loading them."""
+"""A system's folder made from a user's PDB file: topology.pdb, system.toml and recipes, checked by loading them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class NewSystem:
 
 
 def new_system(wanted: NewSystem, *, folder: Path = Path("systems")) -> Path:
-    """Make folder/name with topology.pdb, system.toml and recipes/fm.toml; they load, or nothing is left behind.
+    """Make folder/name with topology.pdb, system.toml and its recipes; they load, or nothing is left behind.
 
     Args:
         wanted: the molecule, its force field, solvent and temperature.
@@ -158,7 +158,7 @@ def _recipe(structure: torch.Tensor) -> dict[str, Any]:
 
 
 def _framed(first: dict[str, Any], name: str) -> dict[str, Any]:
-    """The content of recipes/fm-framed.toml of a system called so, from that of its fm.toml: that of tri-alanine, as far as sizes allow."""
+    """The content of recipes/fm-framed.toml of a system called so, from that of fm.toml: that of tri-alanine, as far as sizes allow."""
     training = {"initial": f"runs/{name}/fm-0/generator.safetensors", "pool": 128, "early_times": 0.1, "late_times": 0.2,
                 "logarithmic_times": 0.2, "forces_after": 0.78, "learning_rate": 1e-3}
     return first | {
