@@ -31,8 +31,8 @@ RECIPE_ABOUT = """# Flow matching from MD data: rotations aligned, every atom a 
 # forces on the data, which must be an equilibrium set of the very energy (forces_after = 1 does without). A start, not tuned for
 # this molecule: more steps give more effective samples. compiled = true needs a C++ compiler such as g++.
 """
-FRAMED_ABOUT = """# The generator of recipe fm trained on, refined in the frame of the molecule, its early targets averaged over `pool` of the
-# data. It begins with what `bgwork train` wrote for fm with seed 0 (training.initial).
+FRAMED_ABOUT = """# The generator of recipe fm trained on, refined in the frame of the molecule, its early targets averaged over `pool` of
+# the data. It begins with what `bgwork train` wrote for fm with seed 0 (training.initial).
 """
 
 
