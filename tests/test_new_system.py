@@ -57,7 +57,7 @@ def test_the_new_system_has_a_recipe_to_go_on_with(tmp_path):
     for table, free in sized.items():
         assert {k: v for k, v in made[table].items() if k not in free} == {k: v for k, v in known[table].items() if k not in free}
     request = Request(system=system, name="fm-framed", folder=tmp_path, seed=0, data=reference_samples(shipped).x[:300])
-    with pytest.raises(store.FileError, match="no checkpoint runs/mine/fm-0/generator.safetensors"):
+    with pytest.raises(store.FileError, match="no checkpoint runs/mine/fm-0/generator.safetensors to start from; train it first"):
         load_recipe(system, "fm-framed", overrides=["training.forces_after=1.0"]).job(request)
 
 

@@ -192,6 +192,8 @@ def load_initial(network: nn.Module, system: System, name: str, *, wrapper: str 
     other, path = initial_generator(system, name)
     if system.topology is not None and not system.topology.same_molecule(other.topology):
         raise RecipeError(f"{other.name} is not the molecule of {system.name}, atom by atom; its generators cannot be started from")
+    if not path.is_file():
+        raise store.FileError(f"no checkpoint {path} to start from; train it first, or name another in training.initial")
     weights = {key.removeprefix(wrapper): value for key, value in store.load_checkpoint(path)[0].items() if not key.startswith(ignore)}
     if isinstance(network, Framed) and not any(key.startswith("refinement.") for key in weights):
         network = network.inner
