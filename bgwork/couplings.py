@@ -195,6 +195,13 @@ def turn_between(x0: Tensor, x1: Tensor) -> Tensor:
     return torch.cat([u[..., :-1], u[..., -1:] * sign[:, None, None]], -1) @ vh
 
 
+def volume_form(x0: Tensor, x1: Tensor) -> Tensor:
+    """tr(S) 1 - S [B, 3, 3], S = x0^T x1 for pairs that make it symmetric; positive where no other rotation of x0 is nearer to x1."""
+    s = x0.mT @ x1
+    s = (s + s.mT) / 2
+    return s.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(3, dtype=s.dtype) - s
+
+
 def random_rotations(n: int, d: int, *, generator: torch.Generator) -> Tensor:
     """n Haar-distributed rotations and reflections of O(d), [n, d, d] float64 (Mezzadri 2007)."""
     q, r = torch.linalg.qr(torch.randn(n, d, d, generator=generator, dtype=torch.float64))

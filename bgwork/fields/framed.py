@@ -103,7 +103,7 @@ class Framed(nn.Module):
         """v [B, n, d] for t scalar or [B] and x [B, n, d]."""
         turned = self.frame(x)
         v = self.inner(t, turned.y)
-        fine = mean_free(self.refinement(*self._refined(t, turned.y, v)).view(x.shape))
+        fine = mean_free(self.refinement(*self._refined(t, turned.y, v))).view(x.shape)
         return ((v + turned.fade * fine) @ turned.turn.mT).to(self.dtype)
 
     def value_and_divergence(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,16 +113,15 @@ class Framed(nn.Module):
 
     def value_and_jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """v [B, n, d] and J[b, i d + a, j d + e] = dv_ia / dx_je, [B, n d, n d]."""
-        turned, shape = self.frame(x), x.shape
+        turned = self.frame(x)
         v, inner = self.inner.value_and_jacobian(t, turned.y)
-        fine, of_y, of_v = self.refinement.value_and_jacobians(*self._refined(t, turned.y, v))
-        fine = mean_free(fine.view(shape))
+        flat, of_y, of_v = self.refinement.value_and_jacobians(*self._refined(t, turned.y, v))
+        fine = mean_free(flat).view(x.shape)
         along, fading, of_y_turned, of_v_turned, fine_turned = (part.to(self.dtype) for part in (
             self.frame.following(turned), self.frame.fading(turned).flatten(1), *map(self.frame.generators, (turned.y, v, fine))))
-        fade = turned.fade.to(self.dtype)
-        moved = mean_free(of_y.unflatten(2, shape[1:]).transpose(1, 2)).transpose(1, 2).flatten(2) + of_v @ inner
-        moved = mean_free((moved + (of_y @ of_y_turned + of_v @ of_v_turned) @ along).unflatten(1, shape[1:])).flatten(1, 2)
-        jacobian = inner + fine.flatten(1)[:, :, None] * fading[:, None] + fade * (moved - fine_turned @ along)
+        moved = mean_free(of_y) + of_v @ inner + (of_y @ of_y_turned + of_v @ of_v_turned) @ along
+        moved = mean_free(moved.mT).mT - fine_turned @ along
+        jacobian = inner + fine.flatten(1)[:, :, None] * fading[:, None] + turned.fade.to(self.dtype) * moved
         return ((v + turned.fade * fine) @ turned.turn.mT).to(self.dtype), turned_back(jacobian, turned.turn.to(self.dtype))
 
     @property
@@ -136,8 +135,9 @@ class Framed(nn.Module):
 
 
 def mean_free(x: Tensor) -> Tensor:
-    """Without its mean over dimension 1."""
-    return x - x.mean(1, keepdim=True)
+    """Rows [..., 3 n] of n atoms without their mean over the atoms."""
+    atoms = x.unflatten(-1, (-1, 3))
+    return (atoms - atoms.mean(-2, keepdim=True)).flatten(-2)
 
 
 def turned_back(jacobian: Tensor, turn: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ antisymmetric tensor e_abc and K = tr(S) I - S, and seen from the frame,
     dR = Omega,    Omega_ab = -sum_c e_abc w_c,    w = -K^-1 gen(Y)^T dy,    gen(y)_iac = -sum_b e_bac y_ib
 K is singular where two turns are equally near. What is done in the frame must fade there to be smooth:
     fade = 1 / (1 + near^2 tr K^-2),    d fade = 2 near^2 fade^2 tr(Q dH),    Q = tr(K^-3) I - K^-3,    near = |Y| length / 10
-The turn is the leading eigenvector of Horn's 4 x 4 matrix (Horn 1987), whose derivatives of any order exist where K is regular.
+Here derivatives are in closed form; autograd has them through the singular values of H, where those differ.
 """
 
 from __future__ import annotations
@@ -15,32 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bgwork.couplings import turn_between, volume_form
+
 
 def _antisymmetric() -> Tensor:
     e = torch.zeros(3, 3, 3, dtype=torch.float64)
     for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         e[a, b, c], e[b, a, c] = 1.0, -1.0
     return e
-
-
-def _horn() -> Tensor:
-    """N_kl = sum_ab T_klab H_ab, whose leading eigenvector is the quaternion of the best turn."""
-    e, eye, table = _antisymmetric(), torch.eye(3, dtype=torch.float64), torch.zeros(4, 4, 3, 3, dtype=torch.float64)
-    table[0, 0] = eye
-    table[0, 1:] = table[1:, 0] = e.permute(2, 0, 1)
-    same = torch.einsum("ka,lb->klab", eye, eye)
-    table[1:, 1:] = same + same.transpose(2, 3) - torch.einsum("kl,ab->klab", eye, eye)
-    return table
-
-
-def _from_quaternion() -> Tensor:
-    """R_ab = sum_kl T_abkl q_k q_l, of a unit quaternion, for rows: x R is x turned by it."""
-    e, eye, table = _antisymmetric(), torch.eye(3, dtype=torch.float64), torch.zeros(3, 3, 4, 4, dtype=torch.float64)
-    table[:, :, 0, 0] = eye
-    table[:, :, 0, 1:] = table[:, :, 1:, 0] = e
-    same = torch.einsum("ka,lb->abkl", eye, eye)
-    table[:, :, 1:, 1:] = same + same.transpose(2, 3) - torch.einsum("kl,ab->abkl", eye, eye)
-    return table
 
 
 class Turned(NamedTuple):
@@ -72,8 +54,7 @@ class Frame(nn.Module):
         super().__init__()
         self.template = nn.Parameter((template - template.mean(0)).float(), requires_grad=False)
         self.length = length
-        for name, table in (("antisymmetric", _antisymmetric()), ("horn", _horn()), ("from_quaternion", _from_quaternion())):
-            self.register_buffer(name, table, persistent=False)
+        self.register_buffer("antisymmetric", _antisymmetric(), persistent=False)
 
     @torch.no_grad()
     def measure(self, x: Tensor, *, sweeps: int = 10) -> None:
@@ -94,15 +75,11 @@ class Frame(nn.Module):
 
     def forward(self, x: Tensor) -> Turned:
         x = x.double() - x.double().mean(1, keepdim=True)
-        H = x.mT @ self.Y
-        q = torch.linalg.eigh(torch.einsum("klab,Bab->Bkl", self.horn.to(H), H)).eigenvectors[..., -1]
-        turn = torch.einsum("abkl,Bk,Bl->Bab", self.from_quaternion.to(H), q, q)
-        S = turn.mT @ H
-        S = (S + S.mT) / 2
-        eye = torch.eye(3, dtype=S.dtype, device=S.device)
-        inverse = torch.linalg.inv_ex(S.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None] * eye - S).inverse
+        turn = turn_between(x, self.Y.expand_as(x))
+        y = x @ turn
+        inverse = torch.linalg.inv_ex(volume_form(y, self.Y)).inverse
         fade = 1 / (1 + self.near**2 * inverse.square().sum((1, 2), keepdim=True))
-        return Turned(x @ turn, turn, fade, inverse)
+        return Turned(y, turn, fade, inverse)
 
     def following(self, turned: Turned) -> Tensor:
         """w as a linear function of dy, [B, 3, 3 n]."""

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bgwork.couplings import SoftMolecularAlignment, random_turns
+from bgwork.couplings import SoftMolecularAlignment, random_turns, volume_form
 from bgwork.objectives.stiffness import Stiffness
 from bgwork.priors import Gaussian
 
@@ -110,13 +110,6 @@ class ForceTargets:
 def log_volume(x0: Tensor, x1: Tensor) -> Tensor:
     """log det(tr(S) 1 - S) [B], S = x0^T x1, symmetric for aligned pairs: their share of all orientations' volume."""
     return torch.linalg.slogdet(volume_form(x0, x1))[1]
-
-
-def volume_form(x0: Tensor, x1: Tensor) -> Tensor:
-    """tr(S) 1 - S [B, 3, 3], S = x0^T x1 for pairs that make it symmetric; positive where no other rotation of x0 is nearer to x1."""
-    s = x0.mT @ x1
-    s = (s + s.mT) / 2
-    return s.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(3, dtype=s.dtype) - s
 
 
 def steadfast(x: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bgwork.couplings import SoftMolecularAlignment, turn_between, turned
-from bgwork.objectives.force_targets import log_volume, volume_form
+from bgwork.couplings import SoftMolecularAlignment, turn_between, turned, volume_form
+from bgwork.objectives.force_targets import log_volume
 from bgwork.priors import Gaussian
 
 
