@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from bgwork import reference as reference_data
 from bgwork import runs, store, tables, terminal
 from bgwork.endings import Interrupted
+from bgwork.enriched import Excursions
+from bgwork.enriched import enrich as enriched_configurations
 from bgwork.export import XTC_NOTE, export_samples, samples_file
 from bgwork.molecule import MetadynamicsSection, TransferSection
 from bgwork.provenance import file_fingerprint
@@ -222,6 +224,30 @@ def relax(system: System, start: str | None, n: int, *, relaxation: Relaxation, 
     source = start_of(system, start)
     with terminal.progress(f"Relaxing on {system.name}") as tick:
         proposal = relaxed_configurations(system, source, n, relaxation=relaxation, seed=seed, progress=tick)
+    save_to_train_on(proposal, system, folder)
+
+
+def enrich(system: System, basins: Sequence[str], *, excursions: Excursions, seed: int, data: Path | None = None,
+           folder: Path | None = None) -> None:
+    """Add rows within rare basins to data, say what they are not, and save all of them.
+
+    Raises:
+        ReferenceError: if there are no such data, or no such basins.
+        Interrupted: on Ctrl-C, before anything is saved.
+    """
+    folder = folder or RUNS / system.name / "enriched"
+    store.ensure_writable(folder)
+    source = equilibrium_set(system, system, data)
+    with terminal.progress(f"Enriching {system.name}") as tick:
+        try:
+            proposal = enriched_configurations(system, source, basins, excursions=excursions, seed=seed, progress=tick)
+        except KeyboardInterrupt:
+            raise Interrupted("nothing was saved, and the same command begins anew") from None
+    save_to_train_on(proposal, system, folder)
+
+
+def save_to_train_on(proposal: Proposal, system: System, folder: Path) -> None:
+    """Configurations that are in equilibrium with nothing, and what they are for."""
     path = folder / runs.SAMPLES_FILE
     store.save_samples(path, proposal)
     terminal.say(f"Saved {path}: {proposal.note}, with {proposal.cost.gradient} gradients")

@@ -1,0 +1,150 @@
+"""Training data with more rows where they are rare: dynamics from the rows that are there, for as long as they stay.
+
+A basin that holds one per cent of the weight has one row in a hundred, and `training.oversample` draws those few again and again until
+they are learned by heart. Unbiased Langevin dynamics begun at rows that are in equilibrium within a basin stays in equilibrium there, but
+for what leaves it: a trajectory ends at its first frame outside. That takes a little off the rim of the basin, and gives rare basins more
+rows than equilibrium would; so the result is in equilibrium within each basin, not as a whole. It is something to train on, and no
+reference: UNCERTIFIED, which everything that weighs refuses. What dynamics within a basin does not reach from its rows stays missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import openmm
+import torch
+from torch import Tensor
+
+from bgwork.processes import cores
+from bgwork.provenance import commit
+from bgwork.records import Cost, Density, Proposal
+from bgwork.reference_checks import ReferenceError
+from bgwork.reference_md import dynamics_target
+from bgwork.samplers.chains import Progress, silent
+from bgwork.samplers.forked import Tick, run_forked
+from bgwork.samplers.md import DynamicsError, Langevin, draw_seed, place, positions_of, reference_platform
+from bgwork.system import System
+from bgwork.targets.openmm import OpenMMTarget
+
+PIECES = 16  # of the trajectories of a basin, shared out among processes; the numbers depend on it, and not on how many processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excursions:
+    """Short trajectories from rows of a basin.
+
+    Args:
+        rows: wanted in each basin, before those outside are left out.
+        spacing: time between two frames of a trajectory, in ps.
+        dynamics: time step and friction.
+
+    Raises:
+        ReferenceError: if the number or the spacing is not positive.
+    """
+
+    rows: int = 10_000
+    spacing: float = 1.0
+    dynamics: Langevin = Langevin()
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or not self.steps >= 1:
+            raise ReferenceError(f"{self.rows} rows every {self.spacing:g} ps cannot be made; both must be positive, and the spacing at "
+                                 f"least the time step of {self.dynamics.step:g} ps")
+
+    @property
+    def steps(self) -> int:
+        """Time steps from one frame to the next."""
+        return round(self.spacing / self.dynamics.step) if math.isfinite(self.spacing) else 0
+
+
+def enrich(system: System, data: Proposal, basins: Sequence[str], *, excursions: Excursions, seed: int,
+           progress: Progress = silent) -> Proposal:
+    """The data, and after them the rows that dynamics within each basin adds.
+
+    Args:
+        system: a molecule whose target is an OpenMM System.
+        data: configurations in equilibrium, at least within each basin.
+        basins: observables that are 1 within and 0 outside, such as "phi_positive".
+        excursions: how many rows, and how far apart.
+        seed: of everything random.
+        progress: called as progress(done, total, text), in frames.
+    Returns:
+        UNCERTIFIED configurations with log_q = -u.
+    Raises:
+        ReferenceError: if a basin is named twice, is no observable, or holds no row.
+    """
+    if not basins or len({*basins}) < len(basins):
+        raise ReferenceError(f"each basin must be named, and once; got {', '.join(basins) or 'none'}")
+    target, generator = dynamics_target(system), torch.Generator().manual_seed(seed)
+    inside = {name: inside_of(system, name, data.x) for name in basins}
+    parts, said, steps = [data.x], [], 0
+    for name, rows in inside.items():
+        start, frames = starts(data.x[rows], excursions.rows, generator=generator)
+        made = trajectories(target, start, frames, excursions, progress, name, generator=generator)
+        kept = staying(system, name, made)
+        parts.append(made[kept][: excursions.rows])
+        steps += len(start) * frames * excursions.steps
+        said.append(f"{name}: {len(parts[-1])} rows after {int(rows.sum())}, {int((~kept).sum())} frames outside or later than one outside")
+    x = torch.cat(parts)
+    note = f"in equilibrium within basins, not as a whole: dynamics added to {len(data)} rows ({'; '.join(said)})"
+    return Proposal(x=x, log_q=-system.target.u(x), space=system.space, density=Density.UNCERTIFIED, note=note, cost=Cost(gradient=steps),
+                    origin=replace(data.origin, method="enriched", system=system.name, seed=seed, commit=commit()))
+
+
+def inside_of(system: System, name: str, x: Tensor) -> Tensor:
+    """[N] bool: which rows lie in a basin.
+
+    Raises:
+        ReferenceError: if the observable is unknown, has other values than 1 and 0, or is 1 nowhere.
+    """
+    if name not in system.functions:
+        raise ReferenceError(f"unknown observable {name!r}; known are {', '.join(system.functions)}")
+    value = system.functions[name](x)
+    if not ((value == 0) | (value == 1)).all():
+        raise ReferenceError(f"{name} is from {value.min():g} to {value.max():g}; a basin is an observable that is 1 within and 0 outside")
+    if not value.any():
+        raise ReferenceError(f"{name} is 1 at none of the {len(x)} configurations, and dynamics must start somewhere; give other data")
+    return value.bool()
+
+
+def starts(x: Tensor, rows: int, *, generator: torch.Generator) -> tuple[Tensor, int]:
+    """As many of the configurations as there will be trajectories, in random order, and the frames of each."""
+    order = torch.randperm(len(x), generator=generator)[:rows]
+    return x[order], math.ceil(rows / len(order))
+
+
+def trajectories(target: OpenMMTarget, start: Tensor, frames: int, excursions: Excursions, progress: Progress, text: str, *,
+                 generator: torch.Generator) -> Tensor:
+    """Frames [T, frames, n, 3] of one trajectory from each of `start` [T, n, 3]."""
+    pieces = torch.tensor_split(start, min(PIECES, len(start)))
+    sources = [torch.Generator().manual_seed(draw_seed(generator)) for _ in pieces]
+    made = run_forked(lambda k, tick: _piece(target, pieces[k].numpy(), frames, excursions, tick, generator=sources[k]), len(pieces),
+                      workers=cores(), total=len(start) * frames, progress=progress, text=text)
+    x = torch.from_numpy(np.concatenate(made))
+    return target.space.project(x.flatten(0, 1)).view(x.shape)
+
+
+def _piece(target: OpenMMTarget, start: np.ndarray, frames: int, excursions: Excursions, tick: Tick, *,
+           generator: torch.Generator) -> np.ndarray:
+    """Frames of the trajectories from `start`, one after the other."""
+    integrator = excursions.dynamics.integrator(target.kT, seed=draw_seed(generator))
+    context = openmm.Context(target.system(), integrator, reference_platform())
+    x = np.empty((len(start), frames, *start.shape[1:]))
+    for k, first in enumerate(start):
+        place(context, first * target.nm, target.kT, draw_seed(generator))
+        for frame in range(frames):
+            integrator.step(excursions.steps)
+            x[k, frame] = positions_of(context, target)
+            if not np.isfinite(x[k, frame]).all():
+                raise DynamicsError(f"the dynamics blew up; use a shorter time step than {excursions.dynamics.step} ps")
+            tick()
+    return x
+
+
+def staying(system: System, name: str, x: Tensor) -> Tensor:
+    """[T, frames] bool: frames [T, frames, n, 3] before the first outside the basin, of molecules that kept their handedness."""
+    inside = system.functions[name](x.flatten(0, 1)).bool() & torch.isfinite(system.target.u(x.flatten(0, 1)))
+    return inside.view(x.shape[:2]).long().cumprod(1).bool()
