@@ -71,12 +71,14 @@ def rows_of(data: Data, options: argparse.Namespace, *, seed: int | None) -> lis
     if wide is None:
         print(f"{data.system.name}: no distances, since there are no reference samples")
         return rows
-    generator, group = torch.Generator().manual_seed(options.seed), wide.proposal.group
+    generator = torch.Generator().manual_seed(options.seed)
+    wide, copies = evenly_weighted(wide, generator=generator)
+    group = wide.proposal.group
     for residue in analysis.residues_of(data.system):
         angles = [ramachandran(samples.x, residue) for samples in (data.weighted, wide)]
-        rows += distance_rows(named("torus-W2", residue), torus(generator), Compared(own=angles[0], reference=angles[1], group=group),
-                              data, common, options)
-    energies = Compared(own=data.weighted.u, reference=wide.u, group=group)
+        rows += distance_rows(named("torus-W2", residue), torus(generator), Compared(own=angles[0], reference=angles[1], group=group,
+                              copies=copies), data, common, options)
+    energies = Compared(own=data.weighted.u, reference=wide.u, group=group, copies=copies)
     return rows + distance_rows("energy-W2", energy, energies, data, common, options)
 
 
@@ -88,11 +90,13 @@ class Compared:
         own: [N, ...] values at the samples.
         reference: [M, ...] values at the reference samples.
         group: [M] their walkers, or None.
+        copies: whether some of them are copies of others.
     """
 
     own: Tensor
     reference: Tensor
     group: Tensor | None
+    copies: bool
 
 
 def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
@@ -199,7 +203,8 @@ def distance_rows(metric: str, distance: Metric, values: Compared, data: Data, c
     rows = [Row(metric=metric, value=distance(own, chosen, weights), goal=goal, published=published, **common),
             Row(metric=f"{metric}, raw samples of finite energy", value=distance(own, chosen, drawable), **common)]
     equal = partial(_unweighted, distance)
-    floors = {"reference against reference": lambda: noise_floor(equal, reference, n, generator=_seeded(options), repeats=FLOOR_REPEATS),
+    floors = {} if values.copies else {
+              "reference against reference": lambda: noise_floor(equal, reference, n, generator=_seeded(options), repeats=FLOOR_REPEATS),
               "reference with these weights": lambda: weighted_noise_floor(
                   distance, reference, weights, n, generator=_seeded(options), repeats=FLOOR_REPEATS)}
     if values.group is not None:
@@ -235,6 +240,15 @@ def reference_of(data: Data, path: Path | None) -> WeightedSamples | None:
         print(f"{path} is of {samples.proposal.origin.system}; {data.system.name} is compared with its shipped reference samples")
         return data.reference
     return samples
+
+
+def evenly_weighted(samples: WeightedSamples, *, generator: torch.Generator) -> tuple[WeightedSamples, bool]:
+    """As many rows drawn by weight, with their walkers, and whether there are copies among them: none of samples that weigh the same."""
+    weights = normalised_weights(samples)
+    if torch.allclose(weights, weights.mean()):
+        return samples, False
+    rows = systematic_draw(torch.arange(len(samples)), weights, len(samples), generator=generator)
+    return samples.take(rows), True
 
 
 def main() -> None:

@@ -60,7 +60,8 @@ def relax(
 
 def enrich(
     name: SystemName,
-    basins: Annotated[list[str], typer.Argument(metavar="OBSERVABLE...", help="1 within a rare basin, 0 outside: phi_positive, say.")],
+    basins: Annotated[list[str], typer.Argument(
+        metavar="OBSERVABLE...", help="1 within a rare basin, 0 outside (phi_positive), or a bound (\"psi_1_sin < -0.6\").")],
     rows: Annotated[int, typer.Option("-n", help="Rows added in each basin; fewer if trajectories leave it.")] = Excursions.rows,
     spacing: Annotated[float, typer.Option(help="Between two frames of a trajectory, in ps.")] = Excursions.spacing,
     seed: Seed = 0,

@@ -18,6 +18,7 @@ import openmm
 import torch
 from torch import Tensor
 
+from bgwork.indicators import IndicatorError, inside
 from bgwork.processes import cores
 from bgwork.provenance import commit
 from bgwork.records import Cost, Density, Proposal
@@ -67,7 +68,7 @@ def enrich(system: System, data: Proposal, basins: Sequence[str], *, excursions:
     Args:
         system: a molecule whose target is an OpenMM System.
         data: configurations in equilibrium, at least within each basin.
-        basins: observables that are 1 within and 0 outside, such as "phi_positive".
+        basins: as `bgwork.indicators` names them: "phi_positive", "psi_1_sin < -0.64".
         excursions: how many rows, and how far apart.
         seed: of everything random.
         progress: called as progress(done, total, text), in frames.
@@ -79,9 +80,9 @@ def enrich(system: System, data: Proposal, basins: Sequence[str], *, excursions:
     if not basins or len({*basins}) < len(basins):
         raise ReferenceError(f"each basin must be named, and once; got {', '.join(basins) or 'none'}")
     target, generator = dynamics_target(system), torch.Generator().manual_seed(seed)
-    inside = {name: inside_of(system, name, data.x) for name in basins}
+    within = {name: inside_of(system, name, data.x) for name in basins}
     parts, said, steps = [data.x], [], 0
-    for name, rows in inside.items():
+    for name, rows in within.items():
         start, frames = starts(data.x[rows], excursions.rows, generator=generator)
         made = trajectories(target, start, frames, excursions, progress, name, generator=generator)
         kept = staying(system, name, made)
@@ -94,20 +95,19 @@ def enrich(system: System, data: Proposal, basins: Sequence[str], *, excursions:
                     origin=replace(data.origin, method="enriched", system=system.name, seed=seed, commit=commit()))
 
 
-def inside_of(system: System, name: str, x: Tensor) -> Tensor:
+def inside_of(system: System, basin: str, x: Tensor) -> Tensor:
     """[N] bool: which rows lie in a basin.
 
     Raises:
-        ReferenceError: if the observable is unknown, has other values than 1 and 0, or is 1 nowhere.
+        ReferenceError: if it is none (`bgwork.indicators`), or holds no row.
     """
-    if name not in system.functions:
-        raise ReferenceError(f"unknown observable {name!r}; known are {', '.join(system.functions)}")
-    value = system.functions[name](x)
-    if not ((value == 0) | (value == 1)).all():
-        raise ReferenceError(f"{name} is from {value.min():g} to {value.max():g}; a basin is an observable that is 1 within and 0 outside")
-    if not value.any():
-        raise ReferenceError(f"{name} is 1 at none of the {len(x)} configurations, and dynamics must start somewhere; give other data")
-    return value.bool()
+    try:
+        within = inside(system.functions, basin, x)
+    except IndicatorError as error:
+        raise ReferenceError(f"no basin of {system.name}: {error}") from error
+    if not within.any():
+        raise ReferenceError(f"{basin} at none of the {len(x)} configurations, and dynamics must start somewhere; give other data")
+    return within
 
 
 def starts(x: Tensor, rows: int, *, generator: torch.Generator) -> tuple[Tensor, int]:
@@ -146,5 +146,6 @@ def _piece(target: OpenMMTarget, start: np.ndarray, frames: int, excursions: Exc
 
 def staying(system: System, name: str, x: Tensor) -> Tensor:
     """[T, frames] bool: frames [T, frames, n, 3] before the first outside the basin, of molecules that kept their handedness."""
-    inside = system.functions[name](x.flatten(0, 1)).bool() & torch.isfinite(system.target.u(x.flatten(0, 1)))
-    return inside.view(x.shape[:2]).long().cumprod(1).bool()
+    rows = x.flatten(0, 1)
+    within = inside(system.functions, name, rows) & torch.isfinite(system.target.u(rows))
+    return within.view(x.shape[:2]).long().cumprod(1).bool()

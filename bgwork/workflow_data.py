@@ -20,7 +20,7 @@ from bgwork.molecule import MetadynamicsSection, TransferSection
 from bgwork.provenance import file_fingerprint
 from bgwork.records import Estimate, Proposal, WeightedSamples
 from bgwork.reference_checks import ReferenceError, ReferenceRun, data_of
-from bgwork.reference_md import stages_in
+from bgwork.reference_md import dynamics_target, stages_in
 from bgwork.reference_stages import Stages
 from bgwork.reference_trajectory import from_trajectory
 from bgwork.relaxed import Relaxation, equilibrium_set, weighted_start
@@ -232,9 +232,10 @@ def enrich(system: System, basins: Sequence[str], *, excursions: Excursions, see
     """Add rows within rare basins to data, say what they are not, and save all of them.
 
     Raises:
-        ReferenceError: if there are no such data, or no such basins.
+        ReferenceError: if the system has no dynamics, there are no such data, or no such basins.
         Interrupted: on Ctrl-C, before anything is saved.
     """
+    dynamics_target(system)
     folder = folder or RUNS / system.name / "enriched"
     store.ensure_writable(folder)
     source = equilibrium_set(system, system, data)

@@ -116,6 +116,26 @@ def test_distances_see_a_wrong_distribution(folder, monkeypatch):
         assert rows[metric]["value"] > floor["value"] + 6 * floor["stderr"]
 
 
+def test_a_weighted_reference_counts_by_its_weights(folder, monkeypatch):
+    """Two rows of phi > 0 for every one that there should be, and half the weight on each."""
+    system = load_system("ala2-vacuum")
+    store.save_samples(folder / "run" / "samples.npz", generated(system, 400, noise=0.1))
+    once = simulated(system, 900, seed=50)
+    rare = system.functions["phi_positive"](once.x).bool()
+    twice = once.take(torch.cat([torch.arange(900), rare.nonzero().flatten()]))
+    halved = system.functions["phi_positive"](twice.x) * math.log(2)
+    uneven = weigh(replace(twice, log_q=twice.log_q + halved), system.target)
+    arguments = ("--run", folder / "run", "--distance-n", 200, "--reference", folder / "wide.npz")
+    store.save_samples(folder / "wide.npz", uneven)
+    rows = measured(monkeypatch, folder, *arguments)
+    store.save_samples(folder / "wide.npz", twice)
+    unweighted = measured(monkeypatch, folder, *arguments)
+    floors = [metric for metric in rows if metric.startswith("torus-W2, floor")]
+    assert floors == ["torus-W2, floor: half of the walkers against the others, 200 samples"]  # copies would hide the noise of the others
+    assert rows["torus-W2"]["value"] < rows[floors[0]]["value"] + 6 * rows[floors[0]]["stderr"]
+    assert unweighted["torus-W2"]["value"] > 1.5 * rows["torus-W2"]["value"]
+
+
 @dataclass(frozen=True)
 class Folded:
     """Stands in for a flow whose certificate failed; its settings are fields, as a flow's are."""
