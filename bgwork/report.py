@@ -19,6 +19,7 @@ from bgwork.provenance import commit, file_fingerprint
 from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import average, expectation, weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, plain, to_json_dict
+from bgwork.samplers.lacking import lacking_parts
 from bgwork.system import System, reference_samples
 
 REFERENCE_FILE = "reference.npz"  # of a system
@@ -125,6 +126,8 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
     content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder, system)}
     if system.topology:
         content["intactness"] = plain(intactness(weighted, system.topology, system.structure))
+    if diagnosis.forward_ess is not None:
+        content["lacking"] = plain(lacking_parts(reference, system.functions))
     shown = pictures(weighted, diagnosis, known, system)
     if training is not None:
         content["cost"] |= {"training": training.cost}

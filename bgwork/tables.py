@@ -70,6 +70,10 @@ def weight_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         rows.append((f"unseen in basin {label}", f"{worst['n_above']} of {worst['n']}",
                      f"reference samples above the largest weight there: {worst['at_least']:.1%} or more was not drawn, "
                      f"its error bar admits {worst['error']:.1%}"))
+    for part in report.get("lacking", []):
+        factor = math.exp(part["excess"]["value"])
+        rows.append(("drawn too seldom", part["where"], f"{part['share']:.1%} of the reference samples, {number(factor, 2)} times as heavy "
+                                                        "as the others in the geometric mean (training.oversample)"))
     if report["negative_mass"]:
         meaning = "subtracted" if report["density"] == "signed" else "half the relative bias of Z"
         rows.append(("folded weight", estimate(report["negative_mass"]), f"where the map reverses orientation; {meaning}"))

@@ -95,7 +95,8 @@ def test_starts_are_as_many_as_it_takes():
     assert every.flatten().sort().values.tolist() == list(range(10)) and frames == 3
 
 
-@pytest.mark.parametrize(("name", "words"), [("chi", "no basin of ala2-vacuum: unknown observable 'chi'; known are"), ("phi_cos", "phi_cos is from .* give a bound")])
+@pytest.mark.parametrize(("name", "words"), [("chi", "no basin of ala2-vacuum: unknown observable 'chi'; known are"),
+                                             ("phi_cos", "phi_cos is from .* give a bound")])
 def test_what_is_no_basin_is_refused(vacuum, data, name, words):
     with pytest.raises(ReferenceError, match=words):
         inside_of(vacuum, name, data.x)

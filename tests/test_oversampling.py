@@ -45,6 +45,12 @@ def test_one_observable_is_met_at_once():
     assert torch.equal(p, torch.tensor([0.3 / 40] * 40 + [0.7 / 360] * 360, dtype=torch.float64))
 
 
+def test_a_bound_on_an_observable_is_as_good_as_one_that_is_one_or_zero():
+    functions = SYSTEM.functions | {"height": lambda x: x[:, 0, 1]}
+    section = OversamplingSection.model_construct(oversample={"height > 0.5": 0.3})
+    assert torch.equal(section.chances(replace(SYSTEM, functions=functions), rows()), chances(rows(), above=0.3))
+
+
 def test_the_order_of_the_observables_does_not_matter():
     torch.testing.assert_close(chances(rows(), right=0.3, above=0.2), chances(rows(), above=0.2, right=0.3), rtol=1e-7, atol=0)
 

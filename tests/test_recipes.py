@@ -272,9 +272,11 @@ def line_of_four(*, spacing, rows):
 
 @pytest.mark.parametrize(("asked", "names"), [
     ({"n_long_5": 0.1}, "unknown observable 'n_long_5'.*known are pair_distance_mean"),
-    ({"pair_distance_max": 0.1}, "1 at some of the 10 configurations and 0 at the others, but pair_distance_max is from 9 to 9"),
-    ({"n_long_4_is_2": 0.1}, "n_long_4_is_2 is from 0 to 0"),
-    ({"coordinate_z": 0.1}, "coordinate_z in training.oversample is no observable of dw4")])
+    ({"n_long_5 > 1": 0.1}, "unknown observable 'n_long_5'"),
+    ({"pair_distance_max": 0.1}, "of dw4: pair_distance_max is from 9 to 9 and not 1 or 0; give a bound"),
+    ({"n_long_4_is_2": 0.1}, "holds at some of the 10 configurations and not at the others, but n_long_4_is_2 holds at none"),
+    ({"pair_distance_max > 8": 0.1}, "but pair_distance_max > 8 holds at all"),
+    ({"coordinate_z": 0.1}, "training.oversample of dw4: coordinate_z is no observable of these configurations")])
 def test_only_an_indicator_that_varies_can_be_drawn_more_often(asked, names):
     with pytest.raises(RecipeError, match=names):
         recipe(training={"oversample": asked}).training.chances(load_system("dw4"), line_of_four(spacing=3.0, rows=10))

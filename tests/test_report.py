@@ -20,7 +20,7 @@ from scipy import stats
 from bgwork import figures, page, tables
 from bgwork.pareto import unseen_weight
 from bgwork.records import Density, Estimate, Origin, Proposal, WeightedSamples
-from bgwork.report import kept_report, pictures, write_report
+from bgwork.report import HeldOut, kept_report, pictures, write_report
 from bgwork.reweighting import average, normalised_weights, resample, weigh
 from bgwork.samplers.diagnosis import ReferenceSet
 from bgwork.samplers.diagnostics import diagnose, to_json_dict
@@ -185,6 +185,23 @@ def test_report_of_a_molecule_counts_what_is_broken_or_of_the_wrong_hand(toy):
     assert {name: found[name] for name in found if name.startswith("n")} == {"n": 60, "n_broken": 0, "n_inverted": 1, "n_renumbered": 2}
     assert found["inverted"]["value"] == found["renumbered"]["value"] == 0.0, "outside the chamber of the target"
     assert "2 the hydrogens of a CH3" in report.html.read_text() and found == report.content["intactness"]
+
+
+def test_a_report_names_what_is_drawn_too_seldom(toy):
+    """A density that is e^3 too low at phi > 0, by what it is at reference samples."""
+    system = load_system("ala2-vacuum")
+    samples = generated(system, 200, noise=0.3)
+    known, rows = weigh(reference_samples(system), system.target), torch.arange(0, 2000, 4)
+    log_q = -known.u + (samples.u + samples.proposal.log_q).mean()
+    noise = 0.3 * torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low = noise - 3.0 * system.functions["phi_positive"](known.x)
+    named = {}
+    for name, change in (("even", noise), ("low", low)):
+        held_out = HeldOut(log_q=(log_q + change)[rows], rows=rows)
+        report = write_report(toy.root, samples, system, held_out=held_out, provenance=PROVENANCE)
+        named[name] = [part["where"] for part in json.loads(report.json.read_text())["lacking"]]
+        assert ("drawn too seldom" in report.html.read_text()) == bool(named[name])
+    assert named["even"] == [] and "phi_positive" in " ".join(named["low"])
 
 
 @pytest.mark.parametrize("name", ["dw4", "lj13", "gmm40"])

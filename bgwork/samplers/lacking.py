@@ -1,0 +1,90 @@
+"""Where a generator draws too few: parts of configuration space whose reference samples weigh more than the others.
+
+Forward ESS says that reference samples weigh unevenly, and not which ones are to blame. Here every observable is cut at its quantiles,
+and the mean log-weight on one side of the cut is compared with that on the other:
+
+    excess = E_pi[log w | within] - E_pi[log w | elsewhere],    w = pi / q
+
+Logarithms, because a mean of weights rests on the few largest. A part that holds a share s of the target and is drawn at a rate of s
+exp(-excess) is what `training.oversample` is for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bgwork.indicators import Function
+from bgwork.records import Estimate
+from bgwork.samplers.diagnosis import ReferenceSet
+
+CUTS = (0.02, 0.05, 0.1, 0.2, 0.3)  # shares of the reference samples that a part may hold, from either end of an observable
+FEWEST = 10  # reference samples on the smaller side
+LEAST = math.log(2)  # excess that is worth a word
+ERRORS = 3.5  # standard errors that it must be above nought: the largest of some two hundred cuts, many of them alike, is looked at
+MOST = 3  # parts that are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lacking:
+    """A part of configuration space that is drawn too seldom.
+
+    Attributes:
+        where: an observable and a bound, as `bgwork.indicators` reads it.
+        share: of the reference samples.
+        excess: of their mean log-weight over that of the others.
+    """
+
+    where: str
+    share: float
+    excess: Estimate
+
+
+def lacking_parts(reference: ReferenceSet, functions: Mapping[str, Function]) -> tuple[Lacking, ...]:
+    """The parts whose reference samples weigh clearly more than the others, one to an observable at most, the clearest first.
+
+    Args:
+        reference: with the generator's density at reference samples, which are taken to be independent.
+        functions: observables by name.
+    Returns:
+        `MOST` of them at most; none where there is no density at reference samples.
+    """
+    if reference.samples is None or reference.log_q is None:
+        return ()
+    known = reference.samples.take(slice(None) if reference.rows is None else reference.rows)
+    log_w = -known.u - reference.log_q
+    sound = torch.isfinite(log_w)
+    found = [max(cuts, key=clearness) for name, f in functions.items()
+             if (cuts := list(_cuts(name, f(known.x[sound]).double(), log_w[sound])))]
+    return tuple(sorted(found, key=clearness, reverse=True)[:MOST])
+
+
+def clearness(part: Lacking) -> float:
+    """Excess in standard errors."""
+    return part.excess.value / part.excess.stderr
+
+
+def _cuts(name: str, value: Tensor, log_w: Tensor) -> Iterator[Lacking]:
+    """Every cut of one observable, on either side, that leaves a part with a clear excess."""
+    if len(value) < 2 * FEWEST or not torch.isfinite(value).all():
+        return
+    levels = torch.tensor(CUTS, dtype=torch.float64)
+    for sign, bounds in (("<", torch.quantile(value, levels)), (">", torch.quantile(value, 1 - levels))):
+        for bound in bounds.tolist():
+            text = f"{bound:.2g}"
+            within = value < float(text) if sign == "<" else value > float(text)
+            part = Lacking(where=f"{name} {sign} {text}", share=within.double().mean().item(), excess=_excess(log_w, within))
+            if part.excess.value > LEAST and clearness(part) > ERRORS:
+                yield part
+
+
+def _excess(log_w: Tensor, within: Tensor) -> Estimate:
+    """Difference of the means, with Welch's error; none where one side is too small."""
+    a, b = log_w[within], log_w[~within]
+    if min(len(a), len(b)) < FEWEST:
+        return Estimate(value=-math.inf, stderr=math.inf)
+    return Estimate(value=(a.mean() - b.mean()).item(), stderr=math.sqrt((a.var() / len(a) + b.var() / len(b)).item()), n_eff=float(len(a)))
