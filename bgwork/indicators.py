@@ -34,10 +34,7 @@ def inside(functions: Mapping[str, Function], text: str, x: Tensor) -> Tensor:
         [False, True]
     """
     name, found = observable_of(functions, text), BOUND.fullmatch(text.strip())
-    try:
-        value = functions[name](x.double()).double()
-    except (IndexError, RuntimeError) as error:
-        raise IndicatorError(f"{name} is no observable of these configurations ({error}); take another") from error
+    value = value_of(functions, name, x)
     if found:
         return value < float(found["bound"]) if found["sign"] == "<" else value > float(found["bound"])
     if not ((value == 0) | (value == 1)).all():
@@ -57,3 +54,15 @@ def observable_of(functions: Mapping[str, Function], text: str) -> str:
     if name not in functions:
         raise IndicatorError(f"unknown observable {name!r}; known are {', '.join(functions)}, and bounds such as \"NAME > 0.5\"")
     return name
+
+
+def value_of(functions: Mapping[str, Function], name: str, x: Tensor) -> Tensor:
+    """A known observable of configurations [N, n, d], [N] float64.
+
+    Raises:
+        IndicatorError: if they have none, such as a third coordinate in the plane.
+    """
+    try:
+        return functions[name](x.double()).double()
+    except (IndexError, RuntimeError) as error:
+        raise IndicatorError(f"{name} is no observable of these configurations ({error}); take another") from error

@@ -16,7 +16,7 @@ from bgwork.samplers.diagnosis import ReferenceSet
 from bgwork.samplers.lacking import ERRORS, FEWEST, clearness, lacking_parts
 
 FUNCTIONS = {"place": lambda x: x[:, 0, 0], "square": lambda x: x[:, 0, 0] ** 2, "right": lambda x: (x[:, 0, 0] > 1.5).double(),
-             "nothing": lambda x: torch.full((len(x),), math.nan)}
+             "nothing": lambda x: torch.full((len(x),), math.nan), "second": lambda x: x[:, 1, 0]}  # of a particle that there is not
 
 
 def reference(m: int = 400, *, seed: int = 0, missing: float = 0.0, noise: float = 1.0) -> ReferenceSet:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgwork.indicators import Function
+from bgwork.indicators import Function, IndicatorError, value_of
 from bgwork.records import Estimate
 from bgwork.samplers.diagnosis import ReferenceSet
 
@@ -58,14 +58,24 @@ def lacking_parts(reference: ReferenceSet, functions: Mapping[str, Function]) ->
     known = reference.samples.take(slice(None) if reference.rows is None else reference.rows)
     log_w = -known.u - reference.log_q
     sound = torch.isfinite(log_w)
-    found = [max(cuts, key=clearness) for name, f in functions.items()
-             if (cuts := list(_cuts(name, f(known.x[sound]).double(), log_w[sound])))]
+    found = [max(cuts, key=clearness) for name, value in _values(functions, known.x[sound])
+             if (cuts := list(_cuts(name, value, log_w[sound])))]
     return tuple(sorted(found, key=clearness, reverse=True)[:MOST])
 
 
 def clearness(part: Lacking) -> float:
     """Excess in standard errors."""
     return part.excess.value / part.excess.stderr
+
+
+def _values(functions: Mapping[str, Function], x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Every observable that these configurations have."""
+    for name in functions:
+        try:
+            value = value_of(functions, name, x)
+        except IndicatorError:
+            continue
+        yield name, value
 
 
 def _cuts(name: str, value: Tensor, log_w: Tensor) -> Iterator[Lacking]:
