@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from bgwork.relaxed import equilibrium_set
 from bgwork.reweighting import weigh
 from bgwork.store import load_samples
 from bgwork.system import load_system
+from bgwork.topology import equivalent_hydrogens
 
 SHORT = Excursions(rows=24, spacing=0.02)
 
@@ -57,9 +59,17 @@ def test_rows_are_added_where_they_are_rare(vacuum, data):
     assert len({tuple(row.flatten().tolist()) for row in new}) == 24
 
 
+def test_no_more_rows_are_added_than_asked_for(vacuum, data):
+    few = data.take(vacuum.functions["phi_positive"](data.x).bool()).take(slice(0, 5))
+    made = enrich(vacuum, few, ["phi_positive"], excursions=replace(SHORT, rows=12), seed=0)
+    assert len(made) == 5 + 12 and made.cost.gradient == 5 * 3 * 20
+
+
 def test_within_the_basin_equilibrium_stays(vacuum, data):
     start = data.take(vacuum.functions["phi_positive"](data.x).bool())
     made = enrich(vacuum, start, ["phi_positive"], excursions=Excursions(rows=600, spacing=0.2), seed=1).x[len(start):]
+    steps = (made[:, None] - start.x[None]).norm(dim=-1).mean(-1).amin(1)
+    assert steps.median() > 0.01  # nm an atom, in a fifth of a ps; a single time step moves it by some 0.0005
     u = vacuum.target.u(made).split(len(made) // 20)[:20]
     assert abs(mean_of(torch.stack([block.mean() for block in u])).z(mean_of(vacuum.target.u(start.x)))) < 4
     cold = start.x.new_tensor([-21.0])  # what a minimised molecule has: the check above would see it
@@ -83,14 +93,17 @@ def test_nothing_weighs_them_unasked(vacuum, data):
 def test_a_trajectory_ends_at_its_first_frame_outside(vacuum, data):
     phi = vacuum.functions["phi_positive"](data.x).bool()
     inside, outside = data.x[phi][0], data.x[~phi][0]
-    frames = torch.stack([inside, outside, inside, inside, inside, -inside]).view(2, 3, 22, 3)
-    assert staying(vacuum, "phi_positive", frames).tolist() == [[True, False, False], [True, True, False]]  # the last is a mirror image
+    other, (first, second, *_) = inside.clone(), equivalent_hydrogens(vacuum.topology)[0]
+    other[[first, second]] = inside[[second, first]]  # of infinite energy: a methyl group numbered the other way round
+    frames = torch.stack([inside, outside, inside, inside, inside, other]).view(2, 3, 22, 3)
+    assert staying(vacuum, "phi_positive", frames).tolist() == [[True, False, False], [True, True, False]]
 
 
 def test_starts_are_as_many_as_it_takes():
     x = torch.arange(10.0)[:, None, None]
     few, frames = starts(x, 4, generator=seed())
     assert len(few) == len(few.unique()) == 4 and frames == 1
+    assert few.flatten().tolist() != sorted(few.flatten().tolist())
     every, frames = starts(x, 21, generator=seed())
     assert every.flatten().sort().values.tolist() == list(range(10)) and frames == 3
 

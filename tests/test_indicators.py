@@ -7,7 +7,8 @@ import torch
 
 from bgwork.indicators import IndicatorError, inside, observable_of
 
-FUNCTIONS = {"right": lambda x: (x[:, 0, 0] > 0).double(), "height": lambda x: x[:, 0, 1], "third": lambda x: x[:, 2, 0]}
+FUNCTIONS = {"right": lambda x: (x[:, 0, 0] > 0).double(), "height": lambda x: x[:, 0, 1], "third": lambda x: x[:, 2, 0],
+             "space": lambda x: x @ torch.ones(3, 1, dtype=x.dtype)}
 X = torch.tensor([[[-1.0, -2.0]], [[1.0, 0.25]], [[2.0, 0.5]]])
 
 
@@ -20,10 +21,11 @@ def test_what_lies_within(text, wanted):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("left", "unknown observable 'left'; known are right, height, third"), ("left > 1", "unknown observable 'left'"),
+    ("left", "unknown observable 'left'; known are right, height, third, space"), ("left > 1", "unknown observable 'left'"),
     ("height >= 1", "unknown observable 'height >= 1'"), ("height > ", "unknown observable 'height >'"), ("", "unknown observable ''"),
     ("height", 'height is from -2 to 0.5 and not 1 or 0; give a bound, as in "height > 0.25"'),
-    ("third", "third is no observable of these configurations"), ("third > 0", "third is no observable of these configurations")])
+    ("third", "third is no observable of these configurations"), ("third > 0", "third is no observable of these configurations"),
+    ("space", "space is no observable of these configurations")])
 def test_what_names_no_part_is_refused(text, words):
     with pytest.raises(IndicatorError, match=words):
         inside(FUNCTIONS, text, X)

@@ -202,6 +202,9 @@ def test_a_report_names_what_is_drawn_too_seldom(toy):
         named[name] = [part["where"] for part in json.loads(report.json.read_text())["lacking"]]
         assert ("drawn too seldom" in report.html.read_text()) == bool(named[name])
     assert named["even"] == [] and "phi_positive" in " ".join(named["low"])
+    folded = replace(samples.proposal, density=Density.SIGNED, sign=torch.ones(200, dtype=torch.float64))
+    report = write_report(toy.root, replace(samples, proposal=folded), system, held_out=held_out, provenance=PROVENANCE)
+    assert "lacking" not in report.content
 
 
 @pytest.mark.parametrize("name", ["dw4", "lj13", "gmm40"])

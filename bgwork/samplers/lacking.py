@@ -80,8 +80,6 @@ def _values(functions: Mapping[str, Function], x: Tensor) -> Iterator[tuple[str,
 
 def _cuts(name: str, value: Tensor, log_w: Tensor) -> Iterator[Lacking]:
     """Every cut of one observable, on either side, that leaves a part with a clear excess."""
-    if len(value) < 2 * FEWEST or not torch.isfinite(value).all():
-        return
     levels = torch.tensor(CUTS, dtype=torch.float64)
     for sign, bounds in (("<", torch.quantile(value, levels)), (">", torch.quantile(value, 1 - levels))):
         for bound in bounds.tolist():
