@@ -80,6 +80,7 @@ def test_only_the_rows_whose_density_is_known_count():
 
 def test_too_few_and_nothing_known():
     assert lacking_parts(reference(2 * FEWEST - 1, missing=5.0), FUNCTIONS) == ()
+    assert lacking_parts(replace(reference(), log_q=torch.full((400,), math.nan, dtype=torch.float64)), FUNCTIONS) == ()
     assert lacking_parts(replace(reference(), log_q=None), FUNCTIONS) == () == lacking_parts(ReferenceSet(), FUNCTIONS)
 
 

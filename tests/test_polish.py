@@ -253,7 +253,7 @@ def quality(model):
 
 @pytest.mark.parametrize("options", [{"share": 1.0}, pytest.param({"share": 0.5, "own": "chi-square"}, marks=pytest.mark.slow)])
 def test_polish_raises_the_ess_and_lowers_the_forward_divergence(tmp_path, options):
-    job = polished(tmp_path / "run", steps=60, **options)
+    job = polished(tmp_path / "run", steps=35, **options)
     before, likelihood_before = quality(job.model)
     train(job, resume=False)
     after, likelihood_after = quality(job.model)

@@ -194,14 +194,11 @@ def test_a_report_names_what_is_drawn_too_seldom(toy):
     known, rows = weigh(reference_samples(system), system.target), torch.arange(0, 2000, 4)
     log_q = -known.u + (samples.u + samples.proposal.log_q).mean()
     noise = 0.3 * torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    low = noise - 3.0 * system.functions["phi_positive"](known.x)
-    named = {}
-    for name, change in (("even", noise), ("low", low)):
-        held_out = HeldOut(log_q=(log_q + change)[rows], rows=rows)
-        report = write_report(toy.root, samples, system, held_out=held_out, provenance=PROVENANCE)
-        named[name] = [part["where"] for part in json.loads(report.json.read_text())["lacking"]]
-        assert ("drawn too seldom" in report.html.read_text()) == bool(named[name])
-    assert named["even"] == [] and "phi_positive" in " ".join(named["low"])
+    low = log_q + noise - 3.0 * system.functions["phi_positive"](known.x)
+    held_out = HeldOut(log_q=low[rows], rows=rows)
+    report = write_report(toy.root, samples, system, held_out=held_out, provenance=PROVENANCE)
+    assert "phi_positive" in " ".join(part["where"] for part in json.loads(report.json.read_text())["lacking"])
+    assert "drawn too seldom" in report.html.read_text()
     folded = replace(samples.proposal, density=Density.SIGNED, sign=torch.ones(200, dtype=torch.float64))
     report = write_report(toy.root, replace(samples, proposal=folded), system, held_out=held_out, provenance=PROVENANCE)
     assert "lacking" not in report.content

@@ -58,6 +58,8 @@ def lacking_parts(reference: ReferenceSet, functions: Mapping[str, Function]) ->
     known = reference.samples.take(slice(None) if reference.rows is None else reference.rows)
     log_w = -known.u - reference.log_q
     sound = torch.isfinite(log_w)
+    if not sound.any():
+        return ()
     found = [max(cuts, key=clearness) for name, value in _values(functions, known.x[sound])
              if (cuts := list(_cuts(name, value, log_w[sound])))]
     return tuple(sorted(found, key=clearness, reverse=True)[:MOST])
