@@ -31,7 +31,7 @@ from bgwork.metrics import energy_w2, grouped_noise_floor, noise_floor, systemat
 from bgwork.records import Certificate, Density, Proposal, WeightedSamples
 from bgwork.report import weighed_reference
 from bgwork.reweighting import log_z, normalised_weights, weigh
-from bgwork.samplers.diagnostics import ReferenceSet, diagnose
+from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose
 from bgwork.system import load_system
 
 DELTA_F_GOAL = "|z| < 3 against the reference, stderr <= {}"
@@ -113,13 +113,20 @@ def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
     if found.cost.core_seconds:
         rows.append(Row(metric="core-minutes per 10,000 samples", value=found.cost.core_seconds / found.n * 1e4 / 60,
                         goal="<= 20 at 16 evaluations", published="ECNF 9.4 GPU-hours a million", **common))
+    rows += unseen_rows(found, common)
+    if found.overlap_failure:
+        print(f"{name}: no BAR and no forward ESS: {found.overlap_failure}")
+    return rows + (certificate_rows(found.certificate, common) if found.certificate else [])
+
+
+def unseen_rows(found: Diagnosis, common: dict[str, Any]) -> list[Row]:
+    """Weight that each basin lacks, and what its error bar admits."""
+    rows = []
     for label, unseen in found.unseen.items():
         rows.append(Row(metric=f"unseen in basin {label}, {unseen.n_above} of {unseen.n} reference samples", value=unseen.value, **common))
         rows.append(Row(metric=f"unseen in basin {label}, at least", value=unseen.at_least,
                         goal=f"<= {unseen.error:.3g}, its relative error", **common))
-    if found.overlap_failure:
-        print(f"{name}: no BAR and no forward ESS: {found.overlap_failure}")
-    return rows + (certificate_rows(found.certificate, common) if found.certificate else [])
+    return rows
 
 
 def beside(data: Data) -> ReferenceSet:
