@@ -30,7 +30,7 @@ from bgwork.conformation import Residue, intactness, ramachandran
 from bgwork.metrics import energy_w2, grouped_noise_floor, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
 from bgwork.records import Certificate, Density, Proposal, WeightedSamples
 from bgwork.report import weighed_reference
-from bgwork.reweighting import log_z, normalised_weights, weigh
+from bgwork.reweighting import log_z, normalised_weights, resample, weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose
 from bgwork.system import load_system
 
@@ -57,8 +57,12 @@ def sampled(name: str, steps: int | None, options: argparse.Namespace) -> list[R
 
 
 def common_of(proposal: Proposal, name: str, seed: int | None) -> dict[str, Any]:
-    """What every row of one set of samples says; evaluations are network forward passes per sample."""
-    return {"system": name, "method": f"{proposal.origin.method}, {proposal.density.value}", "n": len(proposal),
+    """What every row of one set of samples says; evaluations are network forward passes per sample.
+
+    Transported rows cost none, and any number of them is told from another by that number.
+    """
+    number = "" if proposal.density.normalised else f", {len(proposal)} rows"
+    return {"system": name, "method": f"{proposal.origin.method}{number}, {proposal.density.value}", "n": len(proposal),
             "evaluations": proposal.cost.network / len(proposal), "seed": seed}
 
 
@@ -250,12 +254,11 @@ def reference_of(data: Data, path: Path | None) -> WeightedSamples | None:
 
 
 def evenly_weighted(samples: WeightedSamples, *, generator: torch.Generator) -> tuple[WeightedSamples, bool]:
-    """As many rows drawn by weight, with their walkers, and whether there are copies among them: none of samples that weigh the same."""
+    """As many rows drawn by weight, and whether there are copies among them: none of samples that weigh the same."""
     weights = normalised_weights(samples)
     if torch.allclose(weights, weights.mean()):
         return samples, False
-    rows = systematic_draw(torch.arange(len(samples)), weights, len(samples), generator=generator)
-    return samples.take(rows), True
+    return resample(samples, len(samples), generator=generator), True
 
 
 def main() -> None:

@@ -13,8 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import openmm
 import torch
 from torch import Tensor
 
@@ -23,12 +21,11 @@ from bgwork.processes import cores
 from bgwork.provenance import commit
 from bgwork.records import Cost, Density, Proposal
 from bgwork.reference_checks import ReferenceError
-from bgwork.reference_md import dynamics_target
+from bgwork.reference_md import dynamics_of, dynamics_target
 from bgwork.samplers.chains import Progress, silent
 from bgwork.samplers.forked import Tick, run_forked
-from bgwork.samplers.md import DynamicsError, Langevin, draw_seed, place, positions_of, reference_platform
+from bgwork.samplers.md import TOLD, Langevin, MolecularDynamics, draw_seed
 from bgwork.system import System
-from bgwork.targets.openmm import OpenMMTarget
 
 PIECES = 16  # of the trajectories of a basin, shared out among processes; the numbers depend on it, and not on how many processes
 
@@ -40,7 +37,6 @@ class Excursions:
     Args:
         rows: wanted in each basin, before those outside are left out.
         spacing: time between two frames of a trajectory, in ps.
-        dynamics: time step and friction.
 
     Raises:
         ReferenceError: if the number or the spacing is not positive.
@@ -48,17 +44,21 @@ class Excursions:
 
     rows: int = 10_000
     spacing: float = 1.0
-    dynamics: Langevin = Langevin()
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or not self.steps >= 1:
-            raise ReferenceError(f"{self.rows} rows every {self.spacing:g} ps cannot be made; both must be positive, and the spacing at "
-                                 f"least the time step of {self.dynamics.step:g} ps")
+        if self.rows < 1 or not 0 < self.spacing < math.inf:
+            raise ReferenceError(f"{self.rows} rows every {self.spacing:g} ps cannot be made; both must be positive")
 
-    @property
-    def steps(self) -> int:
-        """Time steps from one frame to the next."""
-        return round(self.spacing / self.dynamics.step) if math.isfinite(self.spacing) else 0
+    def steps(self, dynamics: Langevin) -> int:
+        """Time steps from one frame to the next.
+
+        Raises:
+            ReferenceError: if the spacing is shorter than one.
+        """
+        steps = round(self.spacing / dynamics.step)
+        if steps < 1:
+            raise ReferenceError(f"a spacing of {self.spacing:g} ps is less than the time step of {dynamics.step:g} ps; give a longer one")
+        return steps
 
 
 def enrich(system: System, data: Proposal, basins: Sequence[str], *, excursions: Excursions, seed: int,
@@ -71,7 +71,7 @@ def enrich(system: System, data: Proposal, basins: Sequence[str], *, excursions:
         basins: as `bgwork.indicators` names them: "phi_positive", "psi_1_sin < -0.64".
         excursions: how many rows, and how far apart.
         seed: of everything random.
-        progress: called as progress(done, total, text), in frames.
+        progress: called as progress(done, total, text), in trajectories, or a hundred frames of long ones.
     Returns:
         UNCERTIFIED configurations with log_q = -u.
     Raises:
@@ -79,19 +79,21 @@ def enrich(system: System, data: Proposal, basins: Sequence[str], *, excursions:
     """
     if not basins or len({*basins}) < len(basins):
         raise ReferenceError(f"each basin must be named, and once; got {', '.join(basins) or 'none'}")
-    target, generator = dynamics_target(system), torch.Generator().manual_seed(seed)
-    within = {name: inside_of(system, name, data.x) for name in basins}
-    parts, said, steps = [data.x], [], 0
+    within, generator = {name: inside_of(system, name, data.x) for name in basins}, torch.Generator().manual_seed(seed)
+    dynamics = MolecularDynamics(target=dynamics_target(system), start=data.x, burn_in=0, thin=excursions.steps(dynamics_of(system)),
+                                 dynamics=dynamics_of(system))
+    parts, said, frames_made = [data.x], [], 0
     for name, rows in within.items():
         start, frames = starts(data.x[rows], excursions.rows, generator=generator)
-        made = trajectories(target, start, frames, excursions, progress, name, generator=generator)
+        made = trajectories(replace(dynamics, start=start), frames, progress, name, generator=generator)
         kept = staying(system, name, made)
         parts.append(made[kept][: excursions.rows])
-        steps += len(start) * frames * excursions.steps
+        frames_made += kept.numel()
         said.append(f"{name}: {len(parts[-1])} rows after {int(rows.sum())}, {int((~kept).sum())} frames outside or later than one outside")
     x = torch.cat(parts)
     note = f"in equilibrium within basins, not as a whole: dynamics added to {len(data)} rows ({'; '.join(said)})"
-    return Proposal(x=x, log_q=-system.target.u(x), space=system.space, density=Density.UNCERTIFIED, note=note, cost=Cost(gradient=steps),
+    return Proposal(x=x, log_q=-system.target.u(x), space=system.space, density=Density.UNCERTIFIED, note=note,
+                    cost=Cost(gradient=frames_made * dynamics.thin),
                     origin=replace(data.origin, method="enriched", system=system.name, seed=seed, commit=commit()))
 
 
@@ -116,32 +118,18 @@ def starts(x: Tensor, rows: int, *, generator: torch.Generator) -> tuple[Tensor,
     return x[order], math.ceil(rows / len(order))
 
 
-def trajectories(target: OpenMMTarget, start: Tensor, frames: int, excursions: Excursions, progress: Progress, text: str, *,
-                 generator: torch.Generator) -> Tensor:
-    """Frames [T, frames, n, 3] of one trajectory from each of `start` [T, n, 3]."""
-    pieces = torch.tensor_split(start, min(PIECES, len(start)))
+def trajectories(dynamics: MolecularDynamics, frames: int, progress: Progress, text: str, *, generator: torch.Generator) -> Tensor:
+    """Frames [T, frames, n, 3] of one trajectory from each of the T configurations that the dynamics start from."""
+    pieces = torch.tensor_split(dynamics.start, min(PIECES, len(dynamics.start)))
     sources = [torch.Generator().manual_seed(draw_seed(generator)) for _ in pieces]
-    made = run_forked(lambda k, tick: _piece(target, pieces[k].numpy(), frames, excursions, tick, generator=sources[k]), len(pieces),
-                      workers=cores(), total=len(start) * frames, progress=progress, text=text)
-    x = torch.from_numpy(np.concatenate(made))
-    return target.space.project(x.flatten(0, 1)).view(x.shape)
 
+    def piece(k: int, tick: Tick) -> Tensor:
+        walkers = replace(dynamics, start=pieces[k], progress=lambda *_: tick())
+        x = walkers.sample(frames * len(pieces[k]), generator=sources[k]).x
+        return x.view(frames, len(pieces[k]), *x.shape[1:]).transpose(0, 1)
 
-def _piece(target: OpenMMTarget, start: np.ndarray, frames: int, excursions: Excursions, tick: Tick, *,
-           generator: torch.Generator) -> np.ndarray:
-    """Frames of the trajectories from `start`, one after the other."""
-    integrator = excursions.dynamics.integrator(target.kT, seed=draw_seed(generator))
-    context = openmm.Context(target.system(), integrator, reference_platform())
-    x = np.empty((len(start), frames, *start.shape[1:]))
-    for k, first in enumerate(start):
-        place(context, first * target.nm, target.kT, draw_seed(generator))
-        for frame in range(frames):
-            integrator.step(excursions.steps)
-            x[k, frame] = positions_of(context, target)
-            if not np.isfinite(x[k, frame]).all():
-                raise DynamicsError(f"the dynamics blew up; use a shorter time step than {excursions.dynamics.step} ps")
-            tick()
-    return x
+    return torch.cat(run_forked(piece, len(pieces), workers=cores(), total=len(dynamics.start) * math.ceil(frames / TOLD),
+                                progress=progress, text=text))
 
 
 def staying(system: System, name: str, x: Tensor) -> Tensor:

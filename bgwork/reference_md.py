@@ -136,7 +136,7 @@ def fill(system: System, torsions: tuple[Atoms, ...], progress: Progress, *, gen
         ReferenceError: if its hills are lower than that.
     """
     settings, target = system.reference, dynamics_target(system)
-    filled = build_bias(target, system.structure, WellTempered(torsions=torsions, steps=settings.filling), dynamics=_dynamics(settings),
+    filled = build_bias(target, system.structure, WellTempered(torsions=torsions, steps=settings.filling), dynamics=dynamics_of(system),
                         generator=generator, progress=progress)
     height = (filled.bias.table.max() - filled.bias.table.min()).item() / target.kT
     if height <= settings.level:
@@ -199,7 +199,7 @@ def _walkers(system: System, filled: BiasRun, progress: Progress) -> MolecularDy
     start = later[torch.linspace(0, len(later) - 1, settings.chains).long()]
     return MolecularDynamics(
         target=target, start=start, bias=filled.bias.capped(settings.level * target.kT), burn_in=settings.burn_in, thin=settings.thin,
-        dynamics=_dynamics(settings), system=system.name, progress=progress)
+        dynamics=dynamics_of(system), system=system.name, progress=progress)
 
 
 def _ladders(system: System, filled: BiasRun, progress: Progress, *, generator: torch.Generator) -> ReplicaExchange:
@@ -209,11 +209,13 @@ def _ladders(system: System, filled: BiasRun, progress: Progress, *, generator: 
     rows = half + torch.randint(len(filled.x) - half, (settings.ladders, len(temperatures)), generator=generator)
     return ReplicaExchange(
         target=dynamics_target(system), start=filled.x[rows], temperatures=temperatures, burn_in=settings.exchanges // 5,
-        steps=settings.exchange, dynamics=_dynamics(settings), system=system.name, progress=progress, workers=cores())
+        steps=settings.exchange, dynamics=dynamics_of(system), system=system.name, progress=progress, workers=cores())
 
 
-def _dynamics(settings: MetadynamicsSection) -> Langevin:
-    return Langevin(step=settings.time_step, friction=settings.friction)
+def dynamics_of(system: System) -> Langevin:
+    """Time step and friction that the system's reference data are made with, or the usual ones where they come from elsewhere."""
+    settings = system.reference
+    return Langevin(step=settings.time_step, friction=settings.friction) if isinstance(settings, MetadynamicsSection) else Langevin()
 
 
 def stages_in(folder: Path, system: System, n: int, *, seed: int) -> Stages:

@@ -16,7 +16,7 @@ from bgwork import figures, figures_learning, figures_molecular, page, store
 from bgwork.conformation import intactness
 from bgwork.learning import BASELINES_FILE, TrainingRecord
 from bgwork.provenance import commit, file_fingerprint
-from bgwork.records import Density, Estimate, WeightedSamples
+from bgwork.records import Estimate, WeightedSamples
 from bgwork.reweighting import average, expectation, weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose, plain, to_json_dict
 from bgwork.samplers.lacking import lacking_parts
@@ -126,8 +126,7 @@ def write_report(folder: Path, weighted: WeightedSamples, system: System, *, hel
     content = to_json_dict(diagnosis) | {"provenance": dict(provenance), "made_from": made_from(folder, system)}
     if system.topology:
         content["intactness"] = plain(intactness(weighted, system.topology, system.structure))
-    if weighted.proposal.density is not Density.SIGNED:  # where the map folds, a density at reference samples may leave preimages out
-        content["lacking"] = plain(lacking_parts(reference, system.functions))
+    content["lacking"] = plain(lacking_parts(weighted, reference, system.functions))
     shown = pictures(weighted, diagnosis, known, system)
     if training is not None:
         content["cost"] |= {"training": training.cost}

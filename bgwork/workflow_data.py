@@ -250,7 +250,10 @@ def enrich(system: System, basins: Sequence[str], *, excursions: Excursions, see
 def save_to_train_on(proposal: Proposal, system: System, folder: Path) -> None:
     """Configurations that are in equilibrium with nothing, and what they are for."""
     path = folder / runs.SAMPLES_FILE
+    replaced = path.exists()
     store.save_samples(path, proposal)
+    if replaced:
+        terminal.note(f"replaced what had been in {path}")
     terminal.say(f"Saved {path}: {proposal.note}, with {proposal.cost.gradient} gradients")
     terminal.say(f"They are to train on, not to compare with or to average: `bgwork train {system.name} --data {path}`")
 

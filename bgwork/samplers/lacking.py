@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from bgwork.indicators import Function, IndicatorError, value_of
-from bgwork.records import Estimate
+from bgwork.records import Estimate, WeightedSamples
 from bgwork.samplers.diagnosis import ReferenceSet
+from bgwork.samplers.unseen import comparable, evenly_spread
 
 CUTS = (0.02, 0.05, 0.1, 0.2, 0.3)  # shares of the reference samples that a part may hold, from either end of an observable
 FEWEST = 10  # reference samples on the smaller side
@@ -44,19 +45,19 @@ class Lacking:
     excess: Estimate
 
 
-def lacking_parts(reference: ReferenceSet, functions: Mapping[str, Function]) -> tuple[Lacking, ...]:
+def lacking_parts(weighted: WeightedSamples, reference: ReferenceSet, functions: Mapping[str, Function]) -> tuple[Lacking, ...]:
     """The parts whose reference samples weigh clearly more than the others, one to an observable at most, the clearest first.
 
     Args:
-        reference: with the generator's density at reference samples, which are taken to be independent.
+        weighted: samples with a normalised density, one to a configuration.
+        reference: with the generator's density at reference samples, which are taken to be independent; copies of one draw count once.
         functions: observables by name.
     Returns:
         `MOST` of them at most; none where there is no density at reference samples.
     """
-    if reference.samples is None or reference.log_q is None:
+    if not comparable(weighted, reference):
         return ()
-    known = reference.samples.take(slice(None) if reference.rows is None else reference.rows)
-    log_w = -known.u - reference.log_q
+    known, log_w = evenly_spread(reference)
     sound = torch.isfinite(log_w)
     if not sound.any():
         return ()
@@ -66,8 +67,8 @@ def lacking_parts(reference: ReferenceSet, functions: Mapping[str, Function]) ->
 
 
 def clearness(part: Lacking) -> float:
-    """Excess in standard errors."""
-    return part.excess.value / part.excess.stderr
+    """Excess in standard errors; infinite where it is exact."""
+    return part.excess.z(Estimate(value=0.0, stderr=0.0))
 
 
 def _values(functions: Mapping[str, Function], x: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -20,6 +20,8 @@ from torch import Tensor
 from bgwork.samplers.chains import ChainSampler, Kept, Progress, silent
 from bgwork.targets.openmm import OpenMMTarget
 
+TOLD = 100  # draws of a walker between two calls of progress
+
 
 class DynamicsError(ValueError):
     """Dynamics that cannot be run as asked, or that blew up, with the remedy."""
@@ -118,7 +120,7 @@ class MolecularDynamics(ChainSampler):
             for draw in range(draws):
                 context.getIntegrator().step(self.thin)
                 yield walker, draw
-                if draw % 100 == 0:
+                if draw % TOLD == 0:
                     self.progress(walker * draws + draw + 1, walkers * draws, f"walker {walker + 1} of {walkers}")
 
 

@@ -37,8 +37,7 @@ def unseen_in_basins(weighted: WeightedSamples, reference: ReferenceSet, basin_o
     Returns:
         By basin label, in order; nothing where there is no density at reference samples, or no basins.
     """
-    density = weighted.proposal.density
-    if basin_of is None or reference.samples is None or reference.log_q is None or density is Density.SIGNED or not density.normalised:
+    if basin_of is None or not comparable(weighted, reference):
         return {}
     known, log_w = looked_at(reference)
     labels, ours = evaluate(basin_of, known), evaluate(basin_of, weighted)
@@ -46,12 +45,29 @@ def unseen_in_basins(weighted: WeightedSamples, reference: ReferenceSet, basin_o
             for label in labels[torch.isfinite(known.u)].unique().tolist()}
 
 
+def comparable(weighted: WeightedSamples, reference: ReferenceSet) -> bool:
+    """Whether the density at reference samples is known, and is all of it: where a map folds, it may leave preimages out."""
+    density = weighted.proposal.density
+    return reference.samples is not None and reference.log_q is not None and density is not Density.SIGNED and density.normalised
+
+
+def evenly_spread(reference: ReferenceSet) -> tuple[WeightedSamples, Tensor]:
+    """The evenly spread reference samples at which the generator's density is known, and their log-weights; copies of one draw once."""
+    return _once(reference, _rows(reference), reference.log_q)
+
+
 def looked_at(reference: ReferenceSet) -> tuple[WeightedSamples, Tensor]:
-    """The reference samples at which the generator's density is known, those of rare basins too, and their log-weights."""
-    rows = torch.arange(len(reference.samples)) if reference.rows is None else reference.rows
-    log_q = reference.log_q
-    if reference.rare_rows is not None:
-        rows, log_q = torch.cat([rows, reference.rare_rows]), torch.cat([log_q, reference.rare_log_q])
+    """The same with those that were picked from rare basins."""
+    if reference.rare_rows is None:
+        return evenly_spread(reference)
+    return _once(reference, torch.cat([_rows(reference), reference.rare_rows]), torch.cat([reference.log_q, reference.rare_log_q]))
+
+
+def _rows(reference: ReferenceSet) -> Tensor:
+    return torch.arange(len(reference.samples)) if reference.rows is None else reference.rows
+
+
+def _once(reference: ReferenceSet, rows: Tensor, log_q: Tensor) -> tuple[WeightedSamples, Tensor]:
     if (ancestor := reference.samples.proposal.ancestor) is not None:
         first = _firsts(ancestor[rows])
         rows, log_q = rows[first], log_q[first]
