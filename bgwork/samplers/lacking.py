@@ -26,7 +26,7 @@ from bgwork.samplers.unseen import comparable, evenly_spread
 CUTS = (0.02, 0.05, 0.1, 0.2, 0.3)  # shares of the reference samples that a part may hold, from either end of an observable
 FEWEST = 10  # reference samples on the smaller side
 LEAST = math.log(2)  # excess that is worth a word
-ERRORS = 3.5  # standard errors that it must be above nought: the largest of some two hundred cuts, many of them alike, is looked at
+ERRORS = 3.5  # standard errors that it must be above nought: the largest of some hundreds of cuts, many of them alike, is looked at
 MOST = 3  # parts that are named
 
 
