@@ -32,7 +32,7 @@ from bgwork.options import (
 from bgwork.recipes import default_recipe
 from bgwork.runs import SampleSettings, find_run
 from bgwork.system import load_system, load_systems
-from bgwork.transported import find_transport
+from bgwork.transported import Rows, find_transport
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -128,6 +128,7 @@ def transport(
     source: Source, recipe: Recipe = None, out: Out = None,
     n: Annotated[int | None, typer.Option("-n", help="Configurations.", show_default="all the map was not learned on")] = None,
     data: OtherData = None,
+    even: Annotated[bool, typer.Option("--even", help="An equal share of every basin, as far as there are so many; asks for -n.")] = False,
 ) -> None:
     """Another energy's equilibrium data, moved by the map of a "targeted" generator and weighed for this energy; and the report.
 
@@ -135,7 +136,7 @@ def transport(
 
     Example: `bgwork transport ala2-xtb --recipe targeted --data runs/ala2-vacuum/other/samples.npz`
     """
-    moved = find_transport(source, n=n, recipe=recipe, data=data, folder=out)
+    moved = find_transport(source, rows=Rows(n=n, even=even, data=data), recipe=recipe, folder=out)
     workflow.sample(moved, accept=())
     workflow.keep_or_write_report(moved)
 

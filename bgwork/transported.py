@@ -20,6 +20,7 @@ from bgwork.relaxed import equilibrium_set
 from bgwork.runs import RUNS, RunError, write_sampling
 from bgwork.samplers.batches import Progress, check_count
 from bgwork.samplers.internal_map import InternalMap
+from bgwork.samplers.transfer import drawn_evenly
 from bgwork.samplers.transport import rows_to_learn, rows_to_weigh, transport
 from bgwork.system import System, load_system
 
@@ -55,7 +56,8 @@ class Transported:
         origin = replace(self.source.origin, method=f"transported {self.settings['recipe']}", system=self.system.name,
                          config_hash=self.fingerprint, commit=commit())
         moved = transport(self.source, self.map, origin=origin)
-        return replace(moved, note=f"{moved.note}; {self.left_out} that it was learned on are left out")
+        shares = ", equal shares of basins" if self.settings.get("even") else ""
+        return replace(moved, note=f"{moved.note}{shares}; {self.left_out} that it was learned on are left out")
 
     def write_settings(self) -> None:
         """sampling.toml, as these samples were made."""
@@ -74,15 +76,65 @@ def _learned_elsewhere(known: Proposal, other: System, learned_on: str) -> Tenso
     return torch.isin(known.log_q, beside.log_q[rows_to_learn(beside)])
 
 
-def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | None = None, data: Path | None = None,
-                   folder: Path | None = None) -> Transported:
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which configurations of the other energy are moved.
+
+    Attributes:
+        n: how many; all that the map was not learned on if None.
+        even: whether an equal share of every basin is taken, as far as it has so many, rather than rows spread evenly over all.
+        data: where they are; by default runs/<other>/reference/samples.npz.
+    """
+
+    n: int | None = None
+    even: bool = False
+    data: Path | None = None
+
+    def of(self, source: Proposal, system: System) -> Proposal:
+        """These rows of those that may be weighed."""
+        if self.n is None:
+            return source
+        if self.even:
+            return evenly_drawn(source, system, self.n)
+        return source.take(torch.linspace(0, len(source) - 1, self.n, dtype=torch.float64).round().long())
+
+    def check(self, available: int, other: System, system: System) -> None:
+        """RunError if there are not so many, or no basins to take shares of."""
+        if self.even and (self.n is None or not system.basins):
+            raise RunError(f"equal shares of basins need a number (-n) and a system with basins; {system.name} has "
+                           f"{system.basins or 'none'}, and the number is {self.n}")
+        if self.n is None:
+            return
+        check_count(self.n)
+        if self.n > available:
+            raise RunError(f"{self.n} configurations are asked for, {other.name} has {available} that the map was not learned on; ask for "
+                           f"fewer, or make more with `bgwork reference {other.name}`")
+
+
+def evenly_drawn(source: Proposal, system: System, n: int) -> Proposal:
+    """n rows, an equal share of every basin as far as it has so many, with log_q of drawing so.
+
+        log q = -u_0 + ln(rows drawn / rows there are), basin by basin
+    Rare basins are then sampled far better at the same cost, and what is known of their populations is as before.
+    """
+    stratum = system.functions[system.basins](source.x).unique(return_inverse=True)[1]
+    island = torch.arange(len(source)) if source.group is None else source.group
+    rows = drawn_evenly(island, stratum, n, generator=torch.Generator().manual_seed(0)).sort().values
+    share = stratum[rows].bincount(minlength=int(stratum.max()) + 1) / stratum.bincount().double()
+    drawn = source.take(rows)
+    return replace(drawn, log_q=drawn.log_q + share.log()[stratum[rows]])
+
+
+ALL = Rows()
+
+
+def find_transport(name_or_path: str, *, rows: Rows = ALL, recipe: str | None = None, folder: Path | None = None) -> Transported:
     """The transport by the map of a generator that was learned by targeted perturbation.
 
     Args:
         name_or_path: a system's name (its shipped generator), a training run's folder, or a .safetensors file.
-        n: configurations, spread evenly over those that the map was not learned on; by default all of them.
+        rows: of the other system's configurations, such as those of an independent run; by default all that the map was not learned on.
         recipe: which of a system's shipped generators.
-        data: configurations of the other system, such as those of an independent run; by default runs/<other>/reference/samples.npz.
         folder: where results go; by default runs/<system>/transported.
     Raises:
         RunError: if the generator has no such map, or there are fewer configurations.
@@ -97,16 +149,13 @@ def find_transport(name_or_path: str, *, n: int | None = None, recipe: str | Non
     learned_on = store.load_checkpoint(path)[1].get("start_data")
     if learned_on is None:
         raise RunError(f"{path} does not say which data its map was learned on; train it anew")
-    known = equilibrium_set(system, other, data)
+    known = equilibrium_set(system, other, rows.data)
     source = known.take(rows_to_weigh(known, learned_on=learned_on) & ~_learned_elsewhere(known, other, learned_on))
     left_out = len(known) - len(source)
-    if n is not None:
-        check_count(n)
-        if n > len(source):
-            raise RunError(f"{n} configurations are asked for, {other.name} has {len(source)} that the map was not learned on; ask for "
-                           f"fewer, or make more with `bgwork reference {other.name}`")
-        source = source.take(torch.linspace(0, len(source) - 1, n, dtype=torch.float64).round().long())
+    rows.check(len(source), other, system)
+    source = rows.of(source, system)
     settings = {"generator": str(path), "generator_fingerprint": trained.origin.config_hash, "start": other.name, "n": len(source),
-                "recipe": trained.origin.method.split()[-1], **({"data": str(data)} if data else {})}
+                "recipe": trained.origin.method.split()[-1], **({"even": True} if rows.even else {}),
+                **({"data": str(rows.data)} if rows.data else {})}
     return Transported(folder=folder or RUNS / system.name / "transported", system=system, source=source, map=trained.network.map,
                        left_out=left_out, settings=settings)

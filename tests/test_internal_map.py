@@ -11,7 +11,7 @@ from test_topology import topology
 from bgwork.internal_coordinates import spanning_tree
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Origin
-from bgwork.samplers.internal_map import InternalMap, _moved, _unmoved, _waves
+from bgwork.samplers.internal_map import InternalMap, _moved, _unmoved, _waves, gradient_before
 from bgwork.samplers.mapped_flow import InternalStep, MappedFlow
 from bgwork.spaces import MeanFree
 from bgwork.system import load_system, reference_samples
@@ -147,6 +147,19 @@ def test_turns_are_one_to_one_however_large_their_coefficients():
         image, slope = _moved(angle, coefficients)
         assert (slope > 0.04).all() and (image.diff() > 0).all() and abs((image[-1] - image[0]).item() - (angle[-1] - angle[0])) < 0.01
         torch.testing.assert_close(_unmoved(image, coefficients), angle, rtol=0, atol=1e-12)
+
+
+def test_the_gradient_before_a_map_is_that_of_what_is_mapped(moving, name):
+    target, x = load_system(name).differentiable_target, near(name, 3)
+    step = 1e-6 * torch.randn(x.shape, generator=seed(5), dtype=torch.float64)
+
+    def before(y):
+        image, log_det = moving(y)
+        return target.u(image) - log_det
+
+    with torch.no_grad():
+        change = (before(x + step) - before(x - step)) / 2
+    torch.testing.assert_close((gradient_before(moving, x, target) * step).sum((1, 2)), change, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_of_moved_configurations_are_proper():

@@ -20,12 +20,13 @@ from bgwork.provenance import tensor_fingerprint
 from bgwork.recipes import RecipeError, Request, load_recipe
 from bgwork.recipes.mapped import MappedNetwork
 from bgwork.records import Density
+from bgwork.reweighting import expectation, weigh
 from bgwork.runs import RunError, weighted_samples
 from bgwork.samplers.internal_map import InternalMap
 from bgwork.samplers.transport import rows_to_learn, rows_to_weigh
 from bgwork.system import load_system, reference_samples
 from bgwork.training import TrainingConfig, TrainingJob, TrainingState, train
-from bgwork.transported import find_transport
+from bgwork.transported import Rows, evenly_drawn, find_transport
 
 TINY = ("training.steps=2", "training.batch=4", "training.warmup=1", "training.checkpoint_every=1")
 
@@ -195,7 +196,7 @@ def test_the_commands_from_end_to_end(beside_data):
 
 def test_moved_configurations_carry_the_change_of_volume(systems, beside_data):
     trained()
-    found = find_transport("made", n=5)
+    found = find_transport("made", rows=Rows(n=5))
     proposal = found.sample(None, kept=None)
     assert "5 configurations of ala2-vacuum" in proposal.note and "; 500 that it was learned on are left out" in proposal.note
     with torch.no_grad():
@@ -209,15 +210,39 @@ def test_data_of_an_independent_run_are_weighed_as_a_whole(beside_data):
     trained()
     data = reference_samples(load_system("ala2-vacuum"))
     store.save_samples(Path("part.npz"), data.take(torch.arange(0, len(data), 2)))
-    part = find_transport("made", data=Path("part.npz"))
+    part = find_transport("made", rows=Rows(data=Path("part.npz")))
     assert part.left_out == int(rows_to_learn(data)[::2].sum()) > 100 and len(part.source) == len(data) // 2 - part.left_out
     store.save_samples(Path("other.npz"), data.take(~rows_to_learn(data)))
-    found = find_transport("made", data=Path("other.npz"))
+    found = find_transport("made", rows=Rows(data=Path("other.npz")))
     assert found.left_out == 0 and len(found.source) == int((~rows_to_learn(data)).sum()) and found.settings["data"] == "other.npz"
     moved = call("transport", "made", "-n", "40", "--data", "other.npz", "--out", "moved")
     assert moved.exit_code == 0 and len(weighted_samples(Path("moved"))) == 40, (moved.output, moved.exception)
     refused(call("transport", "made", "--data", str(load_system("ala2-obc2").path / "reference.npz")), "of ala2-obc2, not of ala2-vacuum")
     refused(call("transport", "made", "--data", "nothing.npz"), "no data at nothing.npz")
+
+
+def test_equal_shares_of_basins_change_no_average(systems):
+    """The rare basin as a whole, the populations as they were, and an error bar that knows how uncertain those are."""
+    system, data = systems[0], reference_samples(systems[0])
+    rare = system.functions["phi_positive"](data.x).bool()
+    drawn = weigh(evenly_drawn(data, system, 600), system.target)
+    assert int(system.functions["phi_positive"](drawn.proposal.x).sum()) == min(300, int(rare.sum())) and len(drawn) == 600
+    names = ("phi_positive", "radius_of_gyration")
+    share, size = (expectation(drawn, system.functions[name]) for name in names)
+    known_share, known_size = (expectation(weigh(data, system.target), system.functions[name]) for name in names)
+    assert share.value == pytest.approx(float(rare.double().mean()), rel=1e-5)
+    assert known_share.stderr / 1.5 < share.stderr < 3 * known_share.stderr
+    assert abs(size.value - known_size.value) < 4 * size.stderr
+
+
+def test_equal_shares_are_transported_and_need_a_number(beside_data):
+    trained()
+    moved = call("transport", "made", "-n", "60", "--even", "--out", "moved")
+    assert moved.exit_code == 0, (moved.output, moved.exception)
+    weighted = weighted_samples(Path("moved"))
+    assert "equal shares of basins" in weighted.proposal.note and 20 <= load_system("ala2-obc2").functions["phi_positive"](
+        weighted.proposal.x).sum() <= 40
+    refused(call("transport", "made", "--even"), "need a number (-n)")
 
 
 def test_flows_are_trained_on_with_data_taken_back_through_the_map(beside_data, tmp_path):
@@ -229,6 +254,27 @@ def test_flows_are_trained_on_with_data_taken_back_through_the_map(beside_data, 
     image = job.model.map(job.data.x1.double())[0]
     torch.testing.assert_close(image, x, rtol=0, atol=1e-5)
     assert (job.data.x1 - x).abs().max() > 1e-3
+
+
+def test_a_flow_without_a_map_is_trained_on_before_the_map_of_another_generator(beside_data, tmp_path):
+    """Its values as they were, a refinement that starts at nothing, and velocities freed from noise."""
+    trained()
+    system = load_system("ala2-obc2")
+    text = (load_system("ala2-xtb").path / "recipes" / "mapped-framed.toml").read_text()
+    Path("framed.toml").write_text(text)
+    settings = ["training.initial='ala2-vacuum/fm-pooled'", "training.map='made/generator.safetensors'", "training.compiled=false"]
+    request = Request(system=system, name="framed", folder=tmp_path, seed=0, data=reference_samples(system).x)
+    job = load_recipe(system, "framed.toml", overrides=settings).job(request)
+    flow, made = (store.load_checkpoint(path)[0] for path in (
+        load_system("ala2-vacuum").path / "generators" / "fm-pooled.safetensors", Path("made/generator.safetensors")))
+    own = job.model.state_dict()
+    assert all(torch.equal(own[f"field.inner.{name}"], value) for name, value in flow.items())
+    assert all(torch.equal(own[name], value) for name, value in made.items() if name.startswith("map."))
+    assert job.data.forces is not None and job.data.pools is not None
+    assert not any(parameter.requires_grad for parameter in job.model.map.parameters())
+    nowhere = load_recipe(system, "framed.toml", overrides=[*settings, "training.map=''"])
+    with pytest.raises(RecipeError, match="weights missing"):
+        nowhere.job(request)
 
 
 def test_what_cannot_be_transported_is_refused(beside_data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -45,18 +46,22 @@ class ForcesTrainingSection(DataTrainingSection):
     forces_after: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
     pool: Annotated[int, Field(ge=0)] = 0
 
-    def forces(self, request: Request, coupling: Coupling) -> Forces | None:
-        """Gradients at the data, and the targets; None if no time comes after `forces_after`.
+    def forces(self, system: System, x: Tensor, coupling: Coupling, gradient_of: Callable[[Tensor], Tensor]) -> Forces | None:
+        """Gradients at configurations, and the targets; None if no time comes after `forces_after`.
 
+        Args:
+            system: whose molecule and prior it is.
+            x: what is trained on [N, n, 3].
+            coupling: of the pairs.
+            gradient_of: the gradient [B, n, 3] of the reduced energy whose equilibrium they are, at double-precision rows of them.
         Raises:
             RecipeError: for other systems and couplings, and for data at which the energy has no gradient, or which are no equilibrium set
                 of it.
         """
-        system, x = request.system, request.data
         if self.forces_after == 1:
             return None
         _check_softly_aligned("forces_after", system, coupling)
-        gradient = torch.cat([system.differentiable_target.u_and_grad(rows)[1] for rows in x.double().split(GRADIENTS)])
+        gradient = torch.cat([gradient_of(rows) for rows in x.double().split(GRADIENTS)])
         lost = int((~torch.isfinite(gradient)).flatten(1).any(1).sum())
         if lost:
             raise RecipeError(f"the energy has no finite gradient at {lost} of {len(x)} training configurations; leave out "
@@ -69,7 +74,7 @@ class ForcesTrainingSection(DataTrainingSection):
                                   after=self.forces_after)
         return Forces(gradient=gradient, targets=targets)
 
-    def pools(self, request: Request, drawn: FlowMatchingData) -> PooledTargets | None:
+    def pools(self, system: System, drawn: FlowMatchingData) -> PooledTargets | None:
         """Averages over pools of the data; None if `pool` is zero.
 
         Raises:
@@ -77,7 +82,7 @@ class ForcesTrainingSection(DataTrainingSection):
         """
         if not self.pool:
             return None
-        _check_softly_aligned("pool", request.system, drawn.coupling)
+        _check_softly_aligned("pool", system, drawn.coupling)
         if len(drawn.x1) < self.pool:
             raise RecipeError(f"training.pool is {self.pool}, but there are {len(drawn.x1)} configurations; lower it, or give more data")
         posterior = PooledPosterior(prior=drawn.prior, coupling=drawn.coupling)
@@ -117,7 +122,8 @@ class FlowMatchingRecipe(Recipe):
         if training.initial:
             load_initial(network, system, training.initial)
         drawn = pairs(request, training, self.coupling, request.data)
-        data = replace(drawn, forces=training.forces(request, drawn.coupling), pools=training.pools(request, drawn))
+        forces = training.forces(system, request.data, drawn.coupling, lambda x: system.differentiable_target.u_and_grad(x)[1])
+        data = replace(drawn, forces=forces, pools=training.pools(system, drawn))
         return TrainingJob(
             model=network, loss=flow_matching_loss, data=data,
             config=training.config(), folder=request.folder, meta=job_meta(self, request),

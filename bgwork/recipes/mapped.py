@@ -6,21 +6,22 @@ trains the flow before it on, with data of the new energy that are taken back th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from bgwork.objectives.flow_matching import FlowMatchingBatch, flow_matching_loss
+from bgwork.objectives.flow_matching import FlowMatchingBatch, FlowMatchingData, flow_matching_loss
 from bgwork.objectives.targeted import Ensemble, TargetedLoss, TargetedSource
 from bgwork.protocols import Sampler
 from bgwork.provenance import tensor_fingerprint
 from bgwork.recipes.base import Choice, Recipe, RecipeError, Request, Trained, ess_of, initial_network, job_meta, load_initial
-from bgwork.recipes.flow_matching import DataTrainingSection, FlowSection, pairs, prior_of
+from bgwork.recipes.flow_matching import FlowSection, ForcesTrainingSection, pairs, prior_of
 from bgwork.recipes.oversampling import OversamplingSection
 from bgwork.recipes.sections import CouplingSection
 from bgwork.relaxed import equilibrium_set
-from bgwork.samplers.internal_map import InternalMap
+from bgwork.samplers.internal_map import InternalMap, gradient_before
 from bgwork.samplers.mapped_flow import MappedFlow
 from bgwork.samplers.transport import rows_to_learn
 from bgwork.spaces import MeanFree, Space
@@ -100,25 +101,42 @@ class TargetedRecipe(MappedRecipe):
             meta={**job_meta(self, request), "start_data": tensor_fingerprint(source.x)}, on_log=request.on_log)
 
 
+class MappedTrainingSection(ForcesTrainingSection):
+    """[training] of the flow before a map: `map` names the generator whose map it is, if not the `initial` one, whose flow is started from.
+
+    That flow may be one without a map, such as another system's. Forces are those of the energy that configurations have once mapped.
+    """
+
+    map: str = ""
+
+
 class MappedFlowMatchingRecipe(MappedRecipe):
     """The flow alone, before a map that stays, by flow matching with data taken back through it."""
 
     objective: Literal["mapped-flow-matching"]
     coupling: CouplingSection
-    training: DataTrainingSection
+    training: MappedTrainingSection
 
     def job(self, request: Request) -> TrainingJob:
-        if not self.training.initial:
+        system, training = request.system, self.training
+        if not training.initial:
             raise RecipeError("the map before which a flow is trained on must be there; name a generator with objective = \"targeted\" in "
                               "training.initial")
-        self.check_space(request.system)
-        network = initial_network(self, request.system, seed=request.seed)
-        load_initial(network, request.system, self.training.initial)
+        self.check_space(system)
+        network = initial_network(self, system, seed=request.seed)
+        load_initial(network.field, system, training.initial, wrapper="field.", ignore=("map.",))
+        load_initial(network.map, system, training.map or training.initial, wrapper="map.", ignore=("field.",))
         network.map.requires_grad_(requires_grad=False)
         return TrainingJob(
-            model=network, loss=mapped_loss, data=pairs(request, self.training, self.coupling, network.map.inverse(request.data.double())),
-            config=self.training.config(), folder=request.folder, meta=job_meta(self, request),
-            evaluate=ess_of(self, request.system, n=self.training.evaluate_samples), on_log=request.on_log)
+            model=network, loss=mapped_loss, data=self.taken_back(request, network.map), config=training.config(), folder=request.folder,
+            meta=job_meta(self, request), evaluate=ess_of(self, system, n=training.evaluate_samples), on_log=request.on_log)
+
+    def taken_back(self, request: Request, last: InternalMap) -> FlowMatchingData:
+        """Batches of prior draws paired with T^-1(data), and what takes noise out of their velocities."""
+        system, training, x = request.system, self.training, last.inverse(request.data.double())
+        drawn = pairs(request, training, self.coupling, x)
+        forces = training.forces(system, x, drawn.coupling, lambda rows: gradient_before(last, rows, system.differentiable_target))
+        return replace(drawn, forces=forces, pools=training.pools(system, drawn))
 
 
 def mapped_loss(model: MappedNetwork, batch: FlowMatchingBatch) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bgwork.geometry import wrap
 from bgwork.internal_coordinates import Internal, Tree, spanning_tree
+from bgwork.protocols import Target
 from bgwork.topology import Topology
 
 HARMONICS = 3  # of soft torsions: methyl groups have three minima
@@ -112,6 +113,21 @@ class InternalMap(nn.Module):
         torsions = torsions.index_copy(1, torch.tensor(self.soft), tau)
         found = Internal(lengths.exp(), 2 * half.exp().atan(), torsions)
         return self.tree.cartesian(found, like), _volume(found, tangents)
+
+
+def gradient_before(last: InternalMap, x: Tensor, target: Target) -> Tensor:
+    """Gradient [B, n, 3] of u(T(x)) - ln|det DT(x)|: the reduced energy of what becomes an equilibrium of u once mapped.
+
+    Args:
+        last: T.
+        x: [B, n, 3] float64.
+        target: u.
+    """
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        image, log_det = last(leaf)
+        gradient = target.u_and_grad(image.detach())[1]
+        return torch.autograd.grad((gradient * image).sum() - log_det.sum(), leaf)[0]
 
 
 def _turns(topology: Topology, atoms: tuple[int, int, int, int]) -> bool:
