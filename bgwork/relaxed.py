@@ -31,7 +31,7 @@ from bgwork.store import SAMPLES_FILE
 from bgwork.system import System
 
 FIRST_STEP = 0.002  # guess of the leapfrog step, in the system's length unit
-TRUNCATED = "drawn by weight, cut off at the square root of the number of rows times the mean weight"
+TRUNCATED = "drawn by weight, cut off in each basin at the square root of the number of its rows times their mean weight"
 JITTER = 0.2  # of the step, so that no orbit is periodic
 
 
@@ -74,7 +74,7 @@ def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxati
     Args:
         system: whose energy moves them, and whose basins get equal shares of the walkers, as far as there are so many rows.
         start: equilibrium data of another energy (`equilibrium_set`), each row for one walker at most, or weighted samples of the
-            system itself (`weighted_start`), drawn within a basin by weight, the largest `truncated`; several walkers may start alike.
+            system itself (`weighted_start`), drawn within a basin by weight, the largest `truncated`; several walkers may start alike, and have one `ancestor`.
         n: of configurations, a multiple of the snapshots.
         relaxation: how far they are moved.
         seed: of everything random.
@@ -91,7 +91,8 @@ def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxati
                              f"is how many configurations of {came_from} there are; choose a multiple, or make more of them")
     target, generator = system.differentiable_target, torch.Generator().manual_seed(seed)
     meter = Meter(target)
-    x = first_positions(system, start, walkers, generator=generator)
+    rows = first_rows(system, start, walkers, generator=generator)
+    x = proposal_of(start).x[rows]
     pilot, nought = x[torch.randperm(walkers, generator=generator)[: relaxation.pilot]], torch.zeros(walkers, dtype=torch.float64)
     _, step = tuned_step(Hamiltonian(leapfrog=relaxation.leapfrog, jitter=JITTER), EnergyPath(target=target), 1.0,
                          Walkers(x=pilot, u_0=nought[: len(pilot)], u=nought[: len(pilot)]), FIRST_STEP, generator=generator)
@@ -101,24 +102,25 @@ def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxati
             f"Hamiltonian Monte Carlo on the energy of {system.name}")
     return Proposal(x=x, log_q=-u, space=system.space, density=Density.UNCERTIFIED, note=note, cost=meter.read(),
                     origin=Origin(method="relaxed", system=system.name, seed=seed, commit=commit(), edits=edits),
-                    group=torch.arange(walkers).repeat(relaxation.snapshots))
+                    group=torch.arange(walkers).repeat(relaxation.snapshots),
+                    ancestor=rows.repeat(relaxation.snapshots) if isinstance(start, WeightedSamples) else None)
 
 
-def first_positions(system: System, start: Proposal | WeightedSamples, walkers: int, *, generator: torch.Generator) -> Tensor:
-    """Where walkers start, [walkers, n, d]: an equal share in each basin, and in it by weight if there are weights."""
+def first_rows(system: System, start: Proposal | WeightedSamples, walkers: int, *, generator: torch.Generator) -> Tensor:
+    """Rows that walkers start from, [walkers]: an equal share in each basin, and in it by weight if there are weights."""
     x = proposal_of(start).x
     basin = system.functions[system.basins](x).long() if system.basins else torch.zeros(len(x), dtype=torch.long)
     stratum = basin.unique(return_inverse=True)[1]
     if isinstance(start, Proposal):
-        return x[drawn_evenly(torch.zeros(len(x), dtype=torch.long), stratum, walkers, generator=generator)]
-    p = truncated(chances(start))
-    shares = torch.tensor_split(torch.arange(walkers), int(stratum.max()) + 1)
-    return x[torch.cat([torch.multinomial(p * (stratum == k), len(share), replacement=True, generator=generator)
-                        for k, share in enumerate(shares)])]
+        return drawn_evenly(torch.zeros(len(x), dtype=torch.long), stratum, walkers, generator=generator)
+    p, shares = chances(start), torch.tensor_split(torch.arange(walkers), int(stratum.max()) + 1)
+    rows = [(stratum == k).nonzero()[:, 0] for k in range(len(shares))]
+    return torch.cat([own[torch.multinomial(truncated(p[own]), len(share), replacement=True, generator=generator)]
+                      for own, share in zip(rows, shares, strict=True)])
 
 
 def truncated(p: Tensor) -> Tensor:
-    """Weights cut off at sqrt(N) times their mean (Ionides 2008), lest a few rows are all there is to train on; p [N] adds up to one."""
+    """Weights of a basin's rows cut off at sqrt(N) times their mean (Ionides 2008), lest a few rows are all there is to train on; p [N]."""
     return p.clamp(max=len(p) ** 0.5 * p.mean())
 
 

@@ -16,7 +16,7 @@ from oracles import GaussianOracle, propose
 from bgwork.priors import Gaussian
 from bgwork.records import Density, Estimate
 from bgwork.reference_checks import ReferenceError
-from bgwork.relaxed import TRUNCATED, Relaxation, equilibrium_set, first_positions, relax, snapshots, truncated, weighted_start
+from bgwork.relaxed import TRUNCATED, Relaxation, equilibrium_set, first_rows, relax, snapshots, truncated, weighted_start
 from bgwork.reweighting import weigh
 from bgwork.samplers.chains import silent
 from bgwork.spaces import MeanFree
@@ -97,7 +97,7 @@ def test_weighted_samples_start_walkers_by_weight(pair, tmp_path):
     save_samples(tmp_path / "w.npz", heavy)
     start = weighted_start(system, tmp_path / "w.npz")
     basin = system.functions[system.basins](heavy.x)[::6].long()
-    x = first_positions(system, start, 40, generator=seed())
+    x = heavy.x[first_rows(system, start, 40, generator=seed())]
     distances = (x[:, None] - heavy.x[::6][None]).abs().amax((2, 3))
     assert distances.amin(1).max() == 0  # none of the others
     shares = [int((basin[distances.argmin(1)] == k).sum()) for k in basin.unique()]
@@ -105,6 +105,7 @@ def test_weighted_samples_start_walkers_by_weight(pair, tmp_path):
     made = relax(system, start, 8, relaxation=SHORT, seed=0)
     assert "drawn by weight" in made.note and made.density is Density.UNCERTIFIED
     assert made.origin.edits == (*heavy.proposal.origin.edits, TRUNCATED)
+    assert torch.equal(made.ancestor[:4], made.ancestor[4:]) and set((made.ancestor % 6).tolist()) == {0}
 
 
 def test_large_weights_are_cut_off_for_training():
@@ -119,7 +120,7 @@ def test_one_row_of_most_of_the_weight_is_not_where_most_walkers_start(pair):
     alike = data.take(system.functions["phi_positive"](data.x) == 0).take(slice(0, 100))
     weighted = weigh(alike, system.target)
     heavy = replace(weighted, u=-alike.log_q - math.log(99 * 0.7 / 0.3) * (torch.arange(100) == 7))  # seven tenths, cut off at one
-    x = first_positions(system, heavy, 50, generator=seed())
+    x = heavy.x[first_rows(system, heavy, 50, generator=seed())]
     assert 0 < (x == alike.x[7]).flatten(1).all(1).sum() < 25  # a quarter of 50 is to be expected, 35 without the limit
 
 
