@@ -74,13 +74,14 @@ def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxati
     Args:
         system: whose energy moves them, and whose basins get equal shares of the walkers, as far as there are so many rows.
         start: equilibrium data of another energy (`equilibrium_set`), each row for one walker at most, or weighted samples of the
-            system itself (`weighted_start`), drawn within a basin by weight, the largest `truncated`; several walkers may start alike, and have one `ancestor`.
+            system itself (`weighted_start`), drawn within a basin by weight, the largest `truncated`; walkers that start alike have one
+            `ancestor`.
         n: of configurations, a multiple of the snapshots.
         relaxation: how far they are moved.
         seed: of everything random.
         progress: called as progress(done, total, text), in walkers' transitions.
     Returns:
-        UNCERTIFIED configurations with log_q = -u; `group` = walker.
+        UNCERTIFIED configurations with log_q = -u, those next to each other that are most alike; `group` = walker.
     Raises:
         ReferenceError: if there are too few; if n is no multiple of the snapshots.
     """
@@ -100,10 +101,21 @@ def relax(system: System, start: Proposal | WeightedSamples, n: int, *, relaxati
     edits = (*start.proposal.origin.edits, TRUNCATED) if isinstance(start, WeightedSamples) else ()
     note = (f"no equilibrium: configurations of {came_from}, moved by {relaxation.transitions} to {relaxation.total} transitions of "
             f"Hamiltonian Monte Carlo on the energy of {system.name}")
-    return Proposal(x=x, log_q=-u, space=system.space, density=Density.UNCERTIFIED, note=note, cost=meter.read(),
+    ancestor = rows.repeat(relaxation.snapshots)
+    made = Proposal(x=x, log_q=-u, space=system.space, density=Density.UNCERTIFIED, note=note, cost=meter.read(),
                     origin=Origin(method="relaxed", system=system.name, seed=seed, commit=commit(), edits=edits),
                     group=torch.arange(walkers).repeat(relaxation.snapshots),
-                    ancestor=rows.repeat(relaxation.snapshots) if isinstance(start, WeightedSamples) else None)
+                    ancestor=ancestor if isinstance(start, WeightedSamples) else None)
+    return made.take(by_descent(ancestor, made.group))
+
+
+def by_descent(ancestor: Tensor, walker: Tensor) -> Tensor:
+    """Order [N] in which rows stand that are alike: by ancestor, then walker, then snapshot.
+
+    What is asked of a trajectory, such as how far forces are off balance, can then be asked of them: neighbours are known to be correlated.
+    """
+    order = walker.argsort(stable=True)
+    return order[ancestor[order].argsort(stable=True)]
 
 
 def first_rows(system: System, start: Proposal | WeightedSamples, walkers: int, *, generator: torch.Generator) -> Tensor:
