@@ -262,7 +262,8 @@ def test_a_flow_without_a_map_is_trained_on_before_the_map_of_another_generator(
     system = load_system("ala2-obc2")
     text = (load_system("ala2-xtb").path / "recipes" / "mapped-framed.toml").read_text()
     Path("framed.toml").write_text(text)
-    settings = ["training.initial='ala2-vacuum/fm-pooled'", "training.map='made/generator.safetensors'", "training.compiled=false"]
+    settings = ["training.initial='ala2-vacuum/fm-pooled'", "training.map='made/generator.safetensors'", "training.pool=8",
+                "training.compiled=false"]
     request = Request(system=system, name="framed", folder=tmp_path, seed=0, data=reference_samples(system).x)
     job = load_recipe(system, "framed.toml", overrides=settings).job(request)
     flow, made = (store.load_checkpoint(path)[0] for path in (
