@@ -91,6 +91,17 @@ def test_the_shipped_maps_pass_with_room_to_spare():
         assert proposal.density is Density.SIGNED and proposal.certificate.degree_margin > 10
 
 
+def test_a_map_of_molecules_at_the_end_of_a_flow_leaves_its_degree():
+    """The far sphere is asked of the flow alone, and a map that turns orientations over is not taken for one that does not."""
+    sampler = find_run("ala2-xtb", SampleSettings(n=1, steps=2), recipe="mapped", folder=None).sampler(lambda *_: None)
+    z = sampler.prior.sample(4, generator=seed())
+    number, margin = sampler._degree_margin(z, sampler.forward(z))
+    assert number > 0 and margin > 10
+    with torch.no_grad():
+        sampler.map.linear[0] *= -1
+    assert sampler._degree_margin(z, z)[0] == 0
+
+
 @pytest.mark.parametrize("space", [Euclidean(n=1, d=2), MeanFree(n=5, d=3), MeanFree(n=4, d=2)])
 def test_directions_are_unit_vectors_of_the_space_and_some_are_uneven(space):
     found = directions(space)

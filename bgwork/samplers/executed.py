@@ -259,7 +259,7 @@ class ExecutedMap(ABC):
             inversion = self._invert(self.round_trip.double())
             kind, trip = "reference", (inversion.error, inversion.cost)
         error, cost = trip
-        n_degree, margin = degree_margin(self.forward, self.space, z, pushed.x) if pushed.folded.any() else (0, torch.nan)
+        n_degree, margin = self._degree_margin(z, pushed.x) if pushed.folded.any() else (0, torch.nan)
         cost = cost + Cost(network=n_degree * self.evaluations)
         returned, singular = error <= self.tolerance, pushed.smallest_singular[~pushed.smallest_singular.isnan()]
         return Certificate(
@@ -267,6 +267,10 @@ class ExecutedMap(ABC):
             smallest_singular=float(singular.min()) if len(singular) else torch.nan, round_trip_of=kind if len(error) else "none",
             round_trip_error=float(error[returned].max()) if returned.any() else torch.nan, tolerance=self.tolerance,
             n_degree=n_degree, degree_margin=margin), cost
+
+    def _degree_margin(self, z: Tensor, x: Tensor) -> tuple[int, float]:
+        """`degree_margin` of the map at its images x of prior draws z."""
+        return degree_margin(self.forward, self.space, z, x)
 
     def _own_round_trip(self, z: Tensor, x: Tensor) -> tuple[Tensor, Cost]:
         """Distance between z and T^-1(T(z)): another preimage is as much a failure as none. NaN for rows that diverged."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bgwork.samplers.degree import degree_margin
 from bgwork.samplers.executed import Step
 from bgwork.samplers.flow import Flow
 from bgwork.samplers.internal_map import InternalMap
@@ -48,6 +49,21 @@ class MappedFlow(Flow):
     @property
     def steps(self) -> tuple[Step, ...]:
         return (*super().steps, InternalStep(map=self.map))
+
+    def _degree_margin(self, z: Tensor, x: Tensor) -> tuple[int, float]:
+        """That of the flow before the map, whose degree the whole has: the map is one-to-one among molecules, and keeps their orientation.
+
+        What it makes of a far sphere says nothing, since configurations there are no molecules.
+        """
+        if not torch.linalg.slogdet(self.map.linear).sign > 0:
+            return 0, torch.nan
+        with torch.no_grad():
+            return degree_margin(self._flow, self.space, z, self.map.inverse(x))
+
+    def _flow(self, z: Tensor) -> Tensor:
+        for step in super().steps:
+            z = step(z)
+        return z
 
     @property
     def description(self) -> str:
