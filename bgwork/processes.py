@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from bgwork.samplers.forked import leave_interrupts_to_parent
+from bgwork.samplers.forked import leave_interrupts_to_parent, untouched_by_children
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,11 @@ class Batches(Dataset):
         return self.data(step)
 
 
-def run_ahead(data: Callable[[int], Any], steps: range) -> Iterable[Any]:
+def run_ahead(data: Callable[[int], Any], steps: range) -> Iterator[Any]:
     """data(step) for every step in order, made by a worker process a few steps ahead."""
-    return DataLoader(Batches(data=data), sampler=steps, batch_size=None, num_workers=1, prefetch_factor=4,
-                      worker_init_fn=leave_interrupts_to_parent)
+    with untouched_by_children():
+        return iter(DataLoader(Batches(data=data), sampler=steps, batch_size=None, num_workers=1, prefetch_factor=4,
+                               worker_init_fn=leave_interrupts_to_parent))
 
 
 def cores() -> int:

@@ -1,10 +1,12 @@
 """Pieces of work in processes of their own: their results in order, their count here, and an end to all when one fails."""
 
+import gc
 import os
 import time
 
 import pytest
 
+from bgwork.processes import run_ahead
 from bgwork.samplers.chains import silent
 from bgwork.samplers.forked import ProcessEnded, run_forked
 
@@ -64,3 +66,37 @@ def test_ctrl_c_here_ends_the_others():
 def test_a_process_that_dies_is_no_silent_loss():
     with pytest.raises(ProcessEnded, match="pieces: a process ended before its time.*give the command again"):
         made(lambda k, tick: os._exit(1), workers=2)
+
+
+class Context:
+    """Something with threads of its own, whose end is written down: only the process that it began in may come to it."""
+
+    def __init__(self, path):
+        self.path, self.itself = path, self
+
+    def __del__(self):
+        with self.path.open("a") as file:
+            file.write(f"{os.getpid()} ")
+
+
+def ahead(work):
+    return list(run_ahead(lambda step: work(step, lambda: None), range(2)))
+
+
+@pytest.mark.parametrize("run", [ahead, lambda work: made(work, 2, workers=2)])
+def test_children_end_nothing_that_began_here(run, tmp_path):
+    """Neither what was garbage already, nor what they let go of."""
+    held = [Context(tmp_path / "held")]
+    gc.disable()
+    try:
+        Context(tmp_path / "garbage")
+
+        def collects(k, tick):
+            held.clear()
+            return gc.collect()
+
+        run(collects)
+    finally:
+        gc.enable()
+    assert (tmp_path / "garbage").read_text() == f"{os.getpid()} " and not (tmp_path / "held").exists()
+    assert held and gc.get_freeze_count() == 0

@@ -5,11 +5,13 @@ Threads will not do for dynamics: OpenMM's Reference platform has one stream of 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from bgwork.samplers.chains import Progress
@@ -70,7 +72,8 @@ def run_forked(work: Callable[[int, Tick], Any], n: int, *, workers: int, total:
     context = multiprocessing.get_context("fork")
     watch = Watch(context)
     with ProcessPoolExecutor(min(workers, n), mp_context=context, initializer=_begin, initargs=(work, watch)) as pool:
-        pieces = [pool.submit(_piece, k) for k in range(n)]
+        with untouched_by_children():
+            pieces = [pool.submit(_piece, k) for k in range(n)]
         try:
             return _results(pieces, watch, total=total, progress=progress, text=text)
         except BrokenProcessPool as error:
@@ -80,6 +83,20 @@ def run_forked(work: Callable[[int, Tick], Any], n: int, *, workers: int, total:
             watch.stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def untouched_by_children() -> Iterator[None]:
+    """Processes forked within leave alone whatever is here: their garbage collection does not see it.
+
+    A child that destroyed an OpenMM context, garbage here at the time, would wait for ever for threads that it never had.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _one_by_one(work: Callable[[int, Tick], Any], n: int, *, total: int, progress: Progress, text: str) -> list[Any]:
