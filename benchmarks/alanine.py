@@ -5,39 +5,32 @@
 
 The first samples anew at each number of midpoint steps (two evaluations each; the generator's own grid if none is given), the second takes
 stored samples. Weights are raw. Distances compare --distance-n reference samples with as many drawn by weight (torus-W2) or with
-all weighted ones (energy-W2). Floors stand beside each: of reference against reference, of reference samples that carry these very
-weights, which is what perfect samples with this ESS would show, and of half of the reference's walkers against the others, which shows the
-reference's own error too. Floors need --reference with more samples than the shipped set.
+all weighted ones (energy-W2), and stand beside what they are worth (`distances`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from distances import all_distances
 from ess import GOALS, PUBLISHED, generator, held_out
 from rows import Row, estimate_row, publish
-from torch import Tensor
 
-from bgwork import analysis, store
+from bgwork import analysis
 from bgwork.analysis import Data, Source
-from bgwork.conformation import Residue, intactness, ramachandran
-from bgwork.metrics import energy_w2, grouped_noise_floor, noise_floor, systematic_draw, torus_w2, weighted_noise_floor
-from bgwork.records import Certificate, Density, Proposal, WeightedSamples
+from bgwork.conformation import intactness
+from bgwork.records import Certificate, Density, Proposal
 from bgwork.report import weighed_reference
-from bgwork.reweighting import log_z, normalised_weights, resample, weigh
+from bgwork.reweighting import log_z, weigh
 from bgwork.samplers.diagnostics import Diagnosis, ReferenceSet, diagnose
 from bgwork.system import load_system
 
 DELTA_F_GOAL = "|z| < 3 against the reference, stderr <= {}"
 STDERR_GOALS = {"tight-binding": ".2"}  # by form of the energy; .1 for others
-W2 = {"energy-W2": ("<= .9", "ECNF++ .914, FALCON .225"), "torus-W2": ("<= .19", "ECNF++ .189, FALCON .402")}
-FLOOR_REPEATS = 5
 WARMER = 350.0  # K
 
 
@@ -71,36 +64,7 @@ def rows_of(data: Data, options: argparse.Namespace, *, seed: int | None) -> lis
     proposal = data.weighted.proposal
     common = common_of(proposal, data.system.name, seed)
     rows = weight_rows(data, common) + delta_f_rows(data, common) + warmer_rows(data, common) + shape_rows(data, common)
-    wide = reference_of(data, options.reference)
-    if wide is None:
-        print(f"{data.system.name}: no distances, since there are no reference samples")
-        return rows
-    generator = torch.Generator().manual_seed(options.seed)
-    wide, copies = evenly_weighted(wide, generator=generator)
-    group = wide.proposal.group
-    for residue in analysis.residues_of(data.system):
-        angles = [ramachandran(samples.x, residue) for samples in (data.weighted, wide)]
-        rows += distance_rows(named("torus-W2", residue), torus(generator), Compared(own=angles[0], reference=angles[1], group=group,
-                              copies=copies), data, common, options)
-    energies = Compared(own=data.weighted.u, reference=wide.u, group=group, copies=copies)
-    return rows + distance_rows("energy-W2", energy, energies, data, common, options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """What a distance is taken of.
-
-    Attributes:
-        own: [N, ...] values at the samples.
-        reference: [M, ...] values at the reference samples.
-        group: [M] their walkers, or None.
-        copies: whether some of them are copies of others.
-    """
-
-    own: Tensor
-    reference: Tensor
-    group: Tensor | None
-    copies: bool
+    return rows + all_distances(data, common, options)
 
 
 def weight_rows(data: Data, common: dict[str, Any]) -> list[Row]:
@@ -185,80 +149,6 @@ def shape_rows(data: Data, common: dict[str, Any]) -> list[Row]:
             estimate_row("broken, share of weight", found.broken, **common),
             estimate_row("inverted, share of weight", found.inverted, **common),
             estimate_row("renumbered hydrogens, share of weight", found.renumbered, **common)]
-
-
-Metric = Callable[[Tensor, Tensor, Tensor], float]
-
-
-def energy(a: Tensor, b: Tensor, weights: Tensor) -> float:
-    """energy-W2 of weighted energies a from b."""
-    return energy_w2(a, b, weights_a=weights)
-
-
-def torus(generator: torch.Generator) -> Metric:
-    """torus-W2 of as many weighted draws of a as there are in b."""
-    return lambda a, b, weights: torus_w2(systematic_draw(a, weights, len(b), generator=generator), b)
-
-
-def distance_rows(metric: str, distance: Metric, values: Compared, data: Data, common: dict[str, Any],
-                  options: argparse.Namespace) -> list[Row]:
-    """A distance of the weighted samples and of the raw ones from reference samples, and its floors.
-
-    The few negative weights of a map that folds are left out: distances have no meaning for them.
-    """
-    own, reference, weights = values.own, values.reference, normalised_weights(data.weighted).clamp_min(0)
-    n = min(options.distance_n, len(reference))
-    order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(options.seed))
-    goal, published = W2[metric.split(" ")[0]]
-    chosen, drawable = reference[order[:n]], (~data.weighted.failed & torch.isfinite(data.weighted.u)).double()
-    rows = [Row(metric=metric, value=distance(own, chosen, weights), goal=goal, published=published, **common),
-            Row(metric=f"{metric}, raw samples of finite energy", value=distance(own, chosen, drawable), **common)]
-    equal = partial(_unweighted, distance)
-    floors = {} if values.copies else {
-              "reference against reference": lambda: noise_floor(equal, reference, n, generator=_seeded(options), repeats=FLOOR_REPEATS),
-              "reference with these weights": lambda: weighted_noise_floor(
-                  distance, reference, weights, n, generator=_seeded(options), repeats=FLOOR_REPEATS)}
-    if values.group is not None:
-        floors["half of the walkers against the others"] = lambda: grouped_noise_floor(
-            equal, reference, values.group, n, generator=_seeded(options), repeats=FLOOR_REPEATS)
-    for name, floor in floors.items():
-        try:
-            rows.append(estimate_row(f"{metric}, floor: {name}, {n} samples", floor(), **common))
-        except ValueError as error:
-            print(f"{data.system.name}: no floor of {metric}, {name}: {error}")
-    return rows
-
-
-def _unweighted(distance: Metric, a: Tensor, b: Tensor) -> float:
-    return distance(a, b, torch.ones(len(a), dtype=torch.float64))
-
-
-def _seeded(options: argparse.Namespace) -> torch.Generator:
-    return torch.Generator().manual_seed(options.seed)
-
-
-def named(metric: str, residue: Residue) -> str:
-    return f"{metric} {residue.name}".strip()
-
-
-def reference_of(data: Data, path: Path | None) -> WeightedSamples | None:
-    """Reference samples for distances: from a file, if it is of this system, else those kept with the system."""
-    if path is None:
-        return data.reference
-    samples = store.load_samples(path)
-    samples = samples if isinstance(samples, WeightedSamples) else weigh(samples, data.system.target)
-    if samples.proposal.origin.system != data.system.name:
-        print(f"{path} is of {samples.proposal.origin.system}; {data.system.name} is compared with its shipped reference samples")
-        return data.reference
-    return samples
-
-
-def evenly_weighted(samples: WeightedSamples, *, generator: torch.Generator) -> tuple[WeightedSamples, bool]:
-    """As many rows drawn by weight, and whether there are copies among them: none of samples that weigh the same."""
-    weights = normalised_weights(samples)
-    if torch.allclose(weights, weights.mean()):
-        return samples, False
-    return resample(samples, len(samples), generator=generator), True
 
 
 def main() -> None:

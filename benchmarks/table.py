@@ -25,8 +25,8 @@ RESULTS_OF = {  # heading -> scripts, and the metrics that stand side by side, b
         "weighted": "energy-W2, weighted", "reference against itself": "energy-W2, floor"}),
     "Alanine dipeptide": (("alanine",), {
         "Delta F(phi)": "Delta F(phi) from weights", "by metadynamics": "Delta F(phi), metadynamics", "torus-W2": "torus-W2",
-        "its floor": "torus-W2, floor: reference against reference, * samples", "energy-W2": "energy-W2",
-        "and its floor": "energy-W2, floor: reference against reference, * samples"}),
+        "of other draws": "torus-W2, * draws", "its floor": "torus-W2, floor: reference against reference, * samples",
+        "energy-W2": "energy-W2", "and its floor": "energy-W2, floor: reference against reference, * samples"}),
     "Beside an EGNN with dopri5 and a brute-force divergence": (("egnn",), {
         "core-minutes of training": "core-minutes of training", "CPU seconds per weighted sample": "CPU seconds per weighted sample",
         "EGNN's / ours": "CPU seconds, EGNN / ours", "ESS": "reverse ESS", "log Z": "log Z", "Pareto k": "Pareto k",

@@ -56,6 +56,8 @@ def test_stored_samples_of_known_population(folder, monkeypatch, capsys):
     delta, share = rows["Delta F(phi) from weights"], share_of_left_handed()
     assert abs(delta["value"] - math.log((1 - share) / share)) < 4 * delta["stderr"] < 1
     assert rows["reverse ESS"]["value"] == pytest.approx(math.exp(-0.25), abs=0.1) and rows["n_failed"]["value"] == 0
+    drawn = rows["torus-W2, 8 draws"]
+    assert 0 < drawn["stderr"] < drawn["value"] / 2 and abs(drawn["value"] - rows["torus-W2"]["value"]) < 4 * drawn["stderr"]
     for metric in ("torus-W2", "energy-W2"):
         floors = [rows[f"{metric}, floor: reference {kind}, 200 samples"] for kind in ("against reference", "with these weights")]
         assert all(f["value"] > 0 and f["stderr"] > 0 for f in floors)
