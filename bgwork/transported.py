@@ -90,7 +90,7 @@ class Rows:
     even: bool = False
     data: Path | None = None
 
-    def of(self, source: Proposal, system: System) -> Proposal:
+    def drawn(self, source: Proposal, system: System) -> Proposal:
         """These rows of those that may be weighed."""
         if self.n is None:
             return source
@@ -116,11 +116,16 @@ def evenly_drawn(source: Proposal, system: System, n: int) -> Proposal:
 
         log q = -u_0 + ln(rows drawn / rows there are), basin by basin
     Rare basins are then sampled far better at the same cost, and what is known of their populations is as before.
+
+    Raises:
+        RunError: if n is below the number of basins, one of which would be left out.
     """
-    stratum = system.functions[system.basins](source.x).unique(return_inverse=True)[1]
+    basins, stratum = system.functions[system.basins](source.x).unique(return_inverse=True)
+    if n < len(basins):
+        raise RunError(f"{n} configurations leave out some of {len(basins)} basins; ask for more")
     island = torch.arange(len(source)) if source.group is None else source.group
     rows = drawn_evenly(island, stratum, n, generator=torch.Generator().manual_seed(0)).sort().values
-    share = stratum[rows].bincount(minlength=int(stratum.max()) + 1) / stratum.bincount().double()
+    share = stratum[rows].bincount(minlength=len(basins)) / stratum.bincount().double()
     drawn = source.take(rows)
     return replace(drawn, log_q=drawn.log_q + share.log()[stratum[rows]])
 
@@ -153,7 +158,7 @@ def find_transport(name_or_path: str, *, rows: Rows = ALL, recipe: str | None = 
     source = known.take(rows_to_weigh(known, learned_on=learned_on) & ~_learned_elsewhere(known, other, learned_on))
     left_out = len(known) - len(source)
     rows.check(len(source), other, system)
-    source = rows.of(source, system)
+    source = rows.drawn(source, system)
     settings = {"generator": str(path), "generator_fingerprint": trained.origin.config_hash, "start": other.name, "n": len(source),
                 "recipe": trained.origin.method.split()[-1], **({"even": True} if rows.even else {}),
                 **({"data": str(rows.data)} if rows.data else {})}
